@@ -1,0 +1,41 @@
+# The commands of the project. `make demo` and `make test` need Python 3.11, make and pip, nothing else.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PYTHONSAFEPATH := 1
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+
+.PHONY: help dev check test test-all demo bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+dev: $(STAMP)  ## make .venv with the pinned versions
+
+check: $(STAMP)  ## linters, type checker and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: $(STAMP)  ## all tests but the slow ones
+	$(BIN)/pytest -q -n 2 -m "not slow"
+
+test-all: $(STAMP)  ## every test
+	$(BIN)/pytest -q -n 2
+
+demo: $(STAMP)  ## fifteen banks fine-tune one model together (about two minutes)
+	$(BIN)/hansa demo bank
+
+bench: $(STAMP)  ## the utility table: bank example, 15 banks, epsilon 8, three seeds
+	$(BIN)/python benchmarks/bank_utility.py
+
+clean:  ## remove everything that make made
+	rm -rf $(VENV) build dist hansa-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

@@ -1,0 +1,1 @@
+"""The untrusted side: it plans rounds, relays signed messages and adds ciphertexts that it cannot read."""

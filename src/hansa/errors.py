@@ -1,0 +1,348 @@
+"""Every error that hansa raises on purpose, as one tree.
+
+Error
+├── UsageError                    exit 2    the command line asks for something that does not exist
+├── ConfigurationError            exit 78   study.toml or another configuration is wrong
+│   ├── StudyFileMissing, StudySyntaxError, UnknownKey, InvalidValue
+│   ├── PrivacyTargetUnreachable
+│   └── CohortTooSmall, CohortTooLarge
+├── DataError                     exit 65   a participant's data does not fit the study
+│   ├── DataFileMissing, ChecksumMismatch
+│   ├── MissingColumn, DuplicateColumn, NonNumericColumn, InvalidLabel
+│   └── PartitionImpossible
+├── PolicyRefusal                 exit 3    a participant refuses; nothing was spent
+│   ├── BudgetExhausted, LayerMissing, UnknownStudy, ReleaseNotAgreed
+├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
+│   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
+│   ├── StaleRound, WrongSession, PackageReuse, OwnKeyMismatch, UploadReuse, OutOfOrder
+│   ├── MalformedCiphertext, CiphertextSizeMismatch, AggregateHashMismatch, HeParameterMismatch
+│   ├── AggregateRangeViolation, ModelDivergence, ParticipantLost
+│   └── UpdateShapeMismatch, UpdateNotFinite, UpdateOutOfRange
+└── Interrupted                   exit 130  stopped by the user
+
+Each class has a stable `code`, an exit status and a default `hint` that says what to do next.
+"""
+
+
+class Error(Exception):
+    """Base of all errors of hansa.
+
+    Args:
+        message: What is wrong, in lower case, with the offending value and the bound, without a full stop.
+        hint: What to do about it; the class default where it is not given.
+
+    Attributes:
+        code: Stable name of the error for scripts and for `hansa explain`.
+        exit_status: Exit status of a command that ends with this error.
+    """
+
+    code = "error"
+    exit_status = 1
+    default_hint = "run the command again with --verbose for the full traceback"
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = self.default_hint if hint is None else hint
+
+
+class UsageError(Error):
+    """The command line asks for something that does not exist."""
+
+    code = "usage"
+    exit_status = 2
+    default_hint = "see --help of the command"
+
+
+# -- configuration ---------------------------------------------------------------------------------------
+
+
+class ConfigurationError(Error):
+    """A configuration file or option is wrong."""
+
+    code = "configuration"
+    exit_status = 78
+    default_hint = "correct the study file; `hansa study validate FILE` checks it"
+
+
+class StudyFileMissing(ConfigurationError):
+    """The study file does not exist or cannot be read."""
+
+    code = "study_file_missing"
+    default_hint = "give the path of a study.toml; examples/bank/study.toml is one"
+
+
+class StudySyntaxError(ConfigurationError):
+    """The study file is not TOML."""
+
+    code = "study_syntax"
+
+
+class UnknownKey(ConfigurationError):
+    """The study file has a key that hansa does not know."""
+
+    code = "unknown_key"
+
+
+class InvalidValue(ConfigurationError):
+    """A value in the study file has the wrong type or is out of its bounds."""
+
+    code = "invalid_value"
+
+
+class PrivacyTargetUnreachable(ConfigurationError):
+    """No noise multiplier in the allowed range reaches the target (ε, δ)."""
+
+    code = "privacy_target_unreachable"
+    default_hint = "raise epsilon, or lower the rounds, the local steps or the sample rate"
+
+
+class CohortTooSmall(ConfigurationError):
+    """Fewer than three participants: a sum of two is no protection from the other one."""
+
+    code = "cohort_too_small"
+    default_hint = "privacy needs at least three participants"
+
+
+class CohortTooLarge(ConfigurationError):
+    """More participants than the packing or the data can serve."""
+
+    code = "cohort_too_large"
+    default_hint = "lower the number of participants"
+
+
+# -- data ------------------------------------------------------------------------------------------------
+
+
+class DataError(Error):
+    """A participant's data does not fit the study."""
+
+    code = "data"
+    exit_status = 65
+    default_hint = "compare the file with the [data] section of the study"
+
+
+class DataFileMissing(DataError):
+    """The data file does not exist or cannot be read."""
+
+    code = "data_file_missing"
+    exit_status = 66
+
+
+class ChecksumMismatch(DataError):
+    """The data file is not the one whose SHA-256 was agreed on."""
+
+    code = "checksum_mismatch"
+    default_hint = "the file is damaged or was changed; restore it from its source"
+
+
+class MissingColumn(DataError):
+    """A column that the study names is not in the data."""
+
+    code = "missing_column"
+
+
+class DuplicateColumn(DataError):
+    """Two columns of the data have the same name."""
+
+    code = "duplicate_column"
+
+
+class NonNumericColumn(DataError):
+    """A column that the study declares numeric holds something else."""
+
+    code = "non_numeric_column"
+
+
+class InvalidLabel(DataError):
+    """A label is missing, not finite, or not among the classes of the study."""
+
+    code = "invalid_label"
+
+
+class PartitionImpossible(DataError):
+    """No partition gives every participant enough rows and both classes."""
+
+    code = "partition_impossible"
+    default_hint = "ask for fewer participants or a lower floor of rows"
+
+
+# -- policy ----------------------------------------------------------------------------------------------
+
+
+class PolicyRefusal(Error):
+    """A participant refuses what it was asked for. Nothing was read and nothing was spent."""
+
+    code = "policy_refusal"
+    exit_status = 3
+    default_hint = "the participant's own rules decide; ask its administrator"
+
+
+class BudgetExhausted(PolicyRefusal):
+    """The round would take the participant beyond its privacy limit."""
+
+    code = "budget_exhausted"
+    default_hint = "the privacy budget of this data set is spent; stop the study or agree on a new budget"
+
+
+class LayerMissing(PolicyRefusal):
+    """A protection that the participant requires is off in the study."""
+
+    code = "layer_missing"
+
+
+class UnknownStudy(PolicyRefusal):
+    """The participant has not agreed to this study."""
+
+    code = "unknown_study"
+
+
+class ReleaseNotAgreed(PolicyRefusal):
+    """The study does not allow this output to leave the participant."""
+
+    code = "release_not_agreed"
+
+
+# -- protocol --------------------------------------------------------------------------------------------
+
+
+class ProtocolError(Error):
+    """A peer or the coordinator does not keep to the protocol. Nothing wrong was accepted."""
+
+    code = "protocol"
+    default_hint = "stop the study and find out which party sent this"
+
+
+class MalformedMessage(ProtocolError):
+    """A message is not canonical CBOR, or a field is missing, of the wrong type or of the wrong length."""
+
+    code = "malformed_message"
+
+
+class BadSignature(ProtocolError):
+    """A signature does not verify under the pinned identity key of its sender."""
+
+    code = "bad_signature"
+
+
+class UnknownSender(ProtocolError):
+    """A message comes from somebody who is not in the pinned roster."""
+
+    code = "unknown_sender"
+
+
+class DuplicateMember(ProtocolError):
+    """A participant appears twice."""
+
+    code = "duplicate_member"
+
+
+class CohortMismatch(ProtocolError):
+    """The cohort is not the one that the roster or the signed messages name."""
+
+    code = "cohort_mismatch"
+
+
+class WrongSession(ProtocolError):
+    """A message belongs to another study or session."""
+
+    code = "wrong_session"
+
+
+class StaleRound(ProtocolError):
+    """A message belongs to a round or attempt that is over."""
+
+    code = "stale_round"
+
+
+class PackageReuse(ProtocolError):
+    """A one-time round key was offered for a second cohort."""
+
+    code = "package_reuse"
+
+
+class OwnKeyMismatch(ProtocolError):
+    """The round key shown under the participant's own name is not the one that it made."""
+
+    code = "own_key_mismatch"
+
+
+class UploadReuse(ProtocolError):
+    """A second upload under the same masks was asked for."""
+
+    code = "upload_reuse"
+
+
+class OutOfOrder(ProtocolError):
+    """A message came before the one that it depends on."""
+
+    code = "out_of_order"
+
+
+class MalformedCiphertext(ProtocolError):
+    """Bytes that claim to be a ciphertext are not one of the only form that hansa accepts."""
+
+    code = "malformed_ciphertext"
+
+
+class HeParameterMismatch(ProtocolError):
+    """A ciphertext was made for other encryption parameters or another key."""
+
+    code = "he_parameter_mismatch"
+
+
+class CiphertextSizeMismatch(ProtocolError):
+    """An upload or aggregate has the wrong number or length of ciphertexts."""
+
+    code = "ciphertext_size_mismatch"
+
+
+class AggregateHashMismatch(ProtocolError):
+    """Ciphertexts are not the ones whose hash was signed."""
+
+    code = "aggregate_hash_mismatch"
+
+
+class AggregateRangeViolation(ProtocolError):
+    """A decrypted sum is larger than the sum of all admissible updates."""
+
+    code = "aggregate_range_violation"
+
+
+class ModelDivergence(ProtocolError):
+    """Participants hold different model states after the same round."""
+
+    code = "model_divergence"
+
+
+class ParticipantLost(ProtocolError):
+    """A participant did not answer, or answered with an error; strict mode cannot go on without it."""
+
+    code = "participant_lost"
+    default_hint = "strict mode needs every participant; start the run afresh"
+
+
+class UpdateShapeMismatch(ProtocolError):
+    """An update does not have as many entries as the round's support."""
+
+    code = "update_shape_mismatch"
+
+
+class UpdateNotFinite(ProtocolError):
+    """An update holds NaN or an infinity."""
+
+    code = "update_not_finite"
+
+
+class UpdateOutOfRange(ProtocolError):
+    """A quantised level is outside the range that was agreed on."""
+
+    code = "update_out_of_range"
+
+
+class Interrupted(Error):
+    """Stopped by the user; everything that was started is stopped and removed."""
+
+    code = "interrupted"
+    exit_status = 130
+    default_hint = "start it again when you like; nothing of the stopped run is left"

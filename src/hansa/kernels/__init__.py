@@ -1,0 +1,1 @@
+"""Ground floor: one numerical operation a file, each with its plain reference beside it."""

@@ -1,0 +1,1 @@
+"""Per-sample clipping, Poisson sampling, noise and privacy accounting."""
