@@ -11,13 +11,16 @@ Error
 │   ├── MissingColumn, DuplicateColumn, NonNumericColumn, InvalidLabel
 │   └── PartitionImpossible
 ├── PolicyRefusal                 exit 3    a participant refuses; nothing was spent
-│   ├── BudgetExhausted, LayerMissing, UnknownStudy, ReleaseNotAgreed
+│   ├── BudgetExhausted, LedgerDamaged, LayerMissing, UnknownStudy, ReleaseNotAgreed
 ├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
 │   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
 │   ├── StaleRound, WrongSession, PackageReuse, OwnKeyMismatch, UploadReuse, OutOfOrder
 │   ├── MalformedCiphertext, CiphertextSizeMismatch, AggregateHashMismatch, HeParameterMismatch
 │   ├── AggregateRangeViolation, ModelDivergence, ParticipantLost
 │   └── UpdateShapeMismatch, UpdateNotFinite, UpdateOutOfRange
+├── ReportValueInvalid            exit 1    a result holds a value that no report may show
+├── OutputNotWritable             exit 73   a report cannot be written where it was asked for
+├── WorkerFailed                  exit 1    a worker process of the embedded consortium died
 └── Interrupted                   exit 130  stopped by the user
 
 Each class has a stable `code`, an exit status and a default `hint` that says what to do next.
@@ -185,6 +188,13 @@ class BudgetExhausted(PolicyRefusal):
     default_hint = "the privacy budget of this data set is spent; stop the study or agree on a new budget"
 
 
+class LedgerDamaged(PolicyRefusal):
+    """The budget's ledger cannot be read or its chain is broken; what was spent is not known."""
+
+    code = "ledger_damaged"
+    default_hint = "restore the ledger from a backup; until then this data set takes part in nothing"
+
+
 class LayerMissing(PolicyRefusal):
     """A protection that the participant requires is off in the study."""
 
@@ -338,6 +348,31 @@ class UpdateOutOfRange(ProtocolError):
     """A quantised level is outside the range that was agreed on."""
 
     code = "update_out_of_range"
+
+
+# -- output ----------------------------------------------------------------------------------------------
+
+
+class ReportValueInvalid(Error):
+    """A result holds a number that is not finite or out of its bounds, or a value that JSON does not have."""
+
+    code = "report_value_invalid"
+    default_hint = "this is a fault of the program, not of your input; please report it"
+
+
+class OutputNotWritable(Error):
+    """The folder for the report cannot be made or written to."""
+
+    code = "output_not_writable"
+    exit_status = 73
+    default_hint = "give a folder that you may write to with --output"
+
+
+class WorkerFailed(Error):
+    """A worker process of the embedded consortium died or failed unexpectedly."""
+
+    code = "worker_failed"
+    default_hint = "run the command again with --verbose; a killed worker often means too little memory"
 
 
 class Interrupted(Error):

@@ -1,0 +1,45 @@
+"""The coordinator as a Flower `ServerApp`."""
+
+from collections.abc import Callable, Mapping
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from hansa.coordinator.aggregator import AggregationService
+from hansa.coordinator.rounds import RoundLoop, RoundSummary
+from hansa.errors import CohortMismatch
+from hansa.secure_agg.identity import Roster
+
+
+def make_server_app(
+    *,
+    roster: Roster,
+    nodes: Mapping[str, int],
+    aggregation: AggregationService,
+    rounds: int,
+    deadline_seconds: float,
+    on_round: Callable[[RoundSummary], None],
+) -> ServerApp:
+    """Make the ServerApp that runs the rounds of one study; arguments as for `RoundLoop`.
+
+    Guarantees:
+        - No argument and no attribute of the app holds a secret key, a model or an update.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, _: Context) -> None:
+        absent = sorted(set(nodes.values()) - set(grid.get_node_ids()))
+        if absent or set(nodes) != set(roster.participants):
+            raise CohortMismatch(f"{len(absent)} nodes of the roster are not on the grid")
+        RoundLoop(
+            grid,
+            roster=roster,
+            nodes=nodes,
+            aggregation=aggregation,
+            rounds=rounds,
+            deadline_seconds=deadline_seconds,
+            on_round=on_round,
+        ).run()
+
+    return app

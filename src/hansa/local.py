@@ -1,0 +1,335 @@
+"""The embedded consortium: coordinator and participants on one machine, without a network.
+
+The same ServerApp and ClientApps that run between institutions run here on a `LocalGrid`. Participants are separate objects with
+separate state folders, spread over worker processes; nothing but Flower messages and the aggregation service passes between the
+two sides. What a consortium sets up by other means before a study - roster, encryption key, group key, the public base model -
+is installed here through each worker's own pipe, never over the grid.
+
+This module also gives the *evaluator's view* that only a demonstration has: it reads participants' states, which no study can.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from flwr.app import Context, RecordDict
+from numpy.typing import NDArray
+
+from hansa.coordinator.aggregator import AggregationService
+from hansa.coordinator.app import make_server_app
+from hansa.coordinator.rounds import RoundSummary
+from hansa.errors import Error, ModelDivergence, ParticipantLost
+from hansa.local_grid import RUN_ID, LocalGrid, Tap, from_bytes, to_bytes
+from hansa.local_host import Host, Parent, Service, peak_memory_bytes
+from hansa.models.trainable import TrainableLayout
+from hansa.models.transformer import FeatureTransformer
+from hansa.participant.app import make_client_app
+from hansa.participant.node import Membership, ParticipantNode
+from hansa.participant.policy import Policy
+from hansa.participant.trainer import Rows
+from hansa.secure_agg.bfv import HeKey
+from hansa.secure_agg.identity import Identity, Roster
+from hansa.study import Study
+
+DEADLINE_SECONDS = 600.0
+_FIRST_NODE = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """A participant to be: its name, its private records, its rules."""
+
+    name: str
+    rows: Rows
+    policy: Policy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """The evaluator's view of a participant.
+
+    Attributes:
+        digest: Hash of its state.
+        values: (P,) its trained vector.
+        epsilon: ε it has spent.
+        noise_multiplier: σ it used.
+        seconds: Wall seconds by step.
+    """
+
+    digest: bytes
+    values: NDArray[np.float64]
+    epsilon: float
+    noise_multiplier: float
+    seconds: Mapping[str, float]
+
+
+class LocalConsortium:
+    """A consortium in worker processes; use as a context manager, which ends them and removes all state.
+
+    Args:
+        study: The agreement.
+        members: Participants, three or more.
+        make_model: Makes a copy of the public base model.
+        layout: Order of the trained part.
+        workers: Worker processes.
+        jobs: Further operations for the workers, by name, for a demonstration's comparison arms.
+        tap: Sees every message on the grid; for tests.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        members: Sequence[Member],
+        *,
+        make_model: Callable[[], FeatureTransformer],
+        layout: TrainableLayout,
+        workers: int,
+        jobs: Mapping[str, Service] | None = None,
+        tap: Tap | None = None,
+    ) -> None:
+        self._study, self._members, self._tap = study, tuple(members), tap
+        self._make_model, self._layout, self._jobs = make_model, layout, dict(jobs or {})
+        self._worker_count = max(1, min(workers, len(members)))
+        self._directory = Path()
+        self._hosts: list[Host] = []
+        self._service: AggregationService | None = None
+        # A longest-first deal keeps the workers equally busy.
+        order = sorted(range(len(members)), key=lambda i: -len(members[i].rows.labels))
+        self._worker_of = {self._members[i].name: k % self._worker_count for k, i in enumerate(order)}
+
+    def __enter__(self) -> Self:
+        self._directory = Path(tempfile.mkdtemp(prefix="hansa-consortium-"))
+        services: dict[str, Service] = {"upload": self._upload, "download": self._download}
+        self._hosts = [Host(self._builder(k), services) for k in range(self._worker_count)]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for host in self._hosts:
+            host.stop()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    # -- the study ---------------------------------------------------------------------------------------
+
+    def run(self, on_round: Callable[[RoundSummary], None]) -> None:
+        """Install the members and run every round of the study.
+
+        Raises:
+            Error: What the participant or coordinator that failed first raised.
+        """
+        roster = self._install()
+        self._service = AggregationService(roster)
+        nodes = {name: _FIRST_NODE + i for i, name in enumerate(roster.participants)}
+        names = {node: name for name, node in nodes.items()}
+        handlers = {node: self._handler(name) for node, name in names.items()}
+        lanes = {node: self._worker_of[name] for node, name in names.items()}
+        app = make_server_app(
+            roster=roster,
+            nodes=nodes,
+            aggregation=self._service,
+            rounds=self._study.training.rounds,
+            deadline_seconds=DEADLINE_SECONDS,
+            on_round=on_round,
+        )
+        grid = LocalGrid(handlers, lanes, tap=self._tap)
+        context = _context()
+        try:
+            app(grid, context)
+        except ParticipantLost:
+            # The coordinator knows an error code only; on one machine the participant's own words can be shown.
+            self._raise_first_error()
+            raise
+        finally:
+            grid.close()
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Bytes (up, down) of all members together so far at the aggregation service."""
+        return (0, 0) if self._service is None else (self._service.uplink_bytes, self._service.downlink_bytes)
+
+    # -- the evaluator's view ----------------------------------------------------------------------------
+
+    def inspect(self, name: str) -> Inspection:
+        """Look into a participant. No study can do this."""
+        found = self._host(name).call("inspect", name)
+        return Inspection(
+            digest=found["digest"],
+            values=np.frombuffer(found["values"], dtype="<f8"),
+            epsilon=found["epsilon"],
+            noise_multiplier=found["noise_multiplier"],
+            seconds=found["seconds"],
+        )
+
+    def inspect_all(self) -> dict[str, Inspection]:
+        """Look into every participant.
+
+        Raises:
+            ModelDivergence: Two participants hold different states.
+        """
+        found = {member.name: self.inspect(member.name) for member in self._members}
+        if len({inspection.digest for inspection in found.values()}) != 1:
+            raise ModelDivergence("participants hold different states")
+        return found
+
+    def job(self, worker: int, name: str, *values: Any) -> Any:
+        """Run one of the demonstration's jobs in a worker."""
+        return self._hosts[worker].call(name, *values)
+
+    @property
+    def workers(self) -> int:
+        """Number of worker processes."""
+        return self._worker_count
+
+    def peak_memory_bytes(self) -> int:
+        """Sum of the largest resident memories of all processes; pages that they share count for each."""
+        return peak_memory_bytes() + sum(int(host.call("peak_memory_bytes")) for host in self._hosts)
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    def _install(self) -> Roster:
+        """Let every participant make its identity, then install roster and keys at each."""
+        identities = {m.name: self._host(m.name).call("enrol", m.name) for m in self._members}
+        session_id, group_key, he_key = os.urandom(16), os.urandom(32), HeKey.generate()
+        members = sorted(identities.items())
+        for member in self._members:
+            self._host(member.name).call(
+                "install", member.name, session_id, [list(m) for m in members], he_key.export(), group_key
+            )
+        return _roster(self._study, session_id, members)
+
+    def _host(self, name: str) -> Host:
+        return self._hosts[self._worker_of[name]]
+
+    def _handler(self, name: str) -> Callable[[bytes], bytes]:
+        def handle(message: bytes) -> bytes:
+            answer: bytes = self._host(name).call("message", name, message)
+            return answer
+
+        return handle
+
+    def _upload(self, round_index: int, attempt: int, header: bytes, ciphertexts: list[bytes]) -> None:
+        if self._service is not None:
+            self._service.upload(round_index, attempt, header, ciphertexts)
+
+    def _download(self, round_index: int, attempt: int) -> list[list[bytes]]:
+        return [] if self._service is None else list(self._service.download(round_index, attempt))
+
+    def _raise_first_error(self) -> None:
+        for host in self._hosts:
+            host.call("raise_first_error")
+
+    def _builder(self, worker: int) -> Callable[[Parent], Mapping[str, Service]]:
+        members = [m for m in self._members if self._worker_of[m.name] == worker]
+
+        def build(parent: Parent) -> Mapping[str, Service]:
+            seats = _Seats(self._study, members, self._make_model, self._layout, self._directory, parent)
+            return {**seats.operations(), **self._jobs}
+
+        return build
+
+
+class _Aggregator:
+    """A participant's way to the aggregation service: through the worker's pipe."""
+
+    def __init__(self, parent: Parent) -> None:
+        self._parent = parent
+
+    def upload(self, round_index: int, attempt: int, header: bytes, ciphertexts: Any) -> None:
+        self._parent.call("upload", round_index, attempt, header, list(ciphertexts))
+
+    def download(self, round_index: int, attempt: int) -> tuple[list[bytes], list[bytes]]:
+        headers, aggregate = self._parent.call("download", round_index, attempt)
+        return headers, aggregate
+
+
+class _Seats:
+    """The participants of one worker process; lives in the worker."""
+
+    def __init__(
+        self,
+        study: Study,
+        members: Sequence[Member],
+        make_model: Callable[[], FeatureTransformer],
+        layout: TrainableLayout,
+        directory: Path,
+        parent: Parent,
+    ) -> None:
+        self._study, self._make_model, self._layout = study, make_model, layout
+        self._members = {member.name: member for member in members}
+        self._directory, self._parent = directory, parent
+        self._identities: dict[str, Identity] = {}
+        self._nodes: dict[str, ParticipantNode] = {}
+        self._apps: dict[str, Any] = {}
+        self._errors: list[Error] = []
+
+    def operations(self) -> dict[str, Service]:
+        """Give what the parent may call."""
+        return {
+            "enrol": self.enrol,
+            "install": self.install,
+            "message": self.message,
+            "inspect": self.inspect,
+            "raise_first_error": self.raise_first_error,
+        }
+
+    def enrol(self, name: str) -> bytes:
+        """Make the participant's identity where it is used; only its public key leaves."""
+        self._identities[name] = Identity.generate()
+        return self._identities[name].public
+
+    def install(
+        self, name: str, session_id: bytes, members: list[list[Any]], he_key: bytes, group_key: bytes
+    ) -> None:
+        """Join the participant to the consortium."""
+        member, state_directory = self._members[name], self._directory / name
+        state_directory.mkdir(mode=0o700)
+        roster = _roster(self._study, session_id, [(str(n), bytes(key)) for n, key in members])
+        self._nodes[name] = ParticipantNode(
+            name=name,
+            identity=self._identities[name],
+            study=self._study,
+            policy=member.policy,
+            membership=Membership(roster=roster, he_key=HeKey.load(he_key), group_key=group_key),
+            model=self._make_model(),
+            layout=self._layout,
+            rows=member.rows,
+            state_directory=state_directory,
+            aggregator=_Aggregator(self._parent),
+        )
+        self._apps[name] = make_client_app(self._nodes[name], report=self._errors.append)
+
+    def message(self, name: str, message: bytes) -> bytes:
+        """Let the participant's ClientApp answer a message."""
+        context = _context()
+        return to_bytes(self._apps[name](from_bytes(message), context))
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        """Show the participant's state to the evaluator."""
+        node = self._nodes[name]
+        return {
+            "digest": node.state.digest(self._study.id),
+            "values": node.state.values.astype("<f8").tobytes(),
+            "epsilon": node.budget.epsilon(),
+            "noise_multiplier": node.noise_multiplier,
+            "seconds": dict(node.step_seconds()),
+        }
+
+    def raise_first_error(self) -> None:
+        """Raise the first error of a participant in this worker, if there was one."""
+        if self._errors:
+            raise self._errors[0]
+
+
+def _roster(study: Study, session_id: bytes, members: Sequence[tuple[str, bytes]]) -> Roster:
+    return Roster(session_id=session_id, study_id=bytes.fromhex(study.id), members=tuple(members))
+
+
+def _context() -> Context:
+    return Context(run_id=RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config={})

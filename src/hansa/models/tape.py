@@ -1,0 +1,113 @@
+"""What one backward pass leaves behind for per-sample gradients.
+
+A trainable factor is the last matrix of a linear map y += z W. Its gradient from sample b is the sum over the rows of b of zᵀ g,
+with z the input of W and g the gradient of the loss at the output. During a recorded backward pass each map leaves (z, g) on the
+tape; from them the per-sample norms and the clipped sum follow without a second pass ("book-keeping", Bu et al. 2023,
+"Differentially Private Optimization on Large Model at Small Cost", section 3).
+
+Shape suffixes: B samples, T tokens, Z and N widths of z and g, R expert-sorted rows, E experts, J feature tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hansa.kernels.grouped import grouped_outer_sum
+from hansa.kernels.segments import Segments, segment_outer, segment_square_norms
+
+
+class Record(Protocol):
+    """What one trainable factor left on the tape."""
+
+    name: str
+
+    def square_norms(self, mask: Tensor | None) -> Tensor:
+        """Squared ℓ₂ norm of each sample's gradient on the mask, (B,) float64."""
+
+    def weighted_sum(self, weights_B: Tensor) -> Tensor:
+        """Sum of the samples' gradients, each times its weight; shape of the factor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseRecord:
+    """A map that every token of a sample passes: gradient[b] = Σ_t z[b,t]ᵀ g[b,t], (Z, N)."""
+
+    name: str
+    z_BTZ: Tensor
+    g_BTN: Tensor
+
+    def square_norms(self, mask: Tensor | None) -> Tensor:  # noqa: D102
+        squares = torch.bmm(self.z_BTZ.transpose(1, 2), self.g_BTN).square()
+        if mask is not None:
+            squares = squares * mask
+        return squares.flatten(1).sum(dim=1, dtype=torch.float64)
+
+    def weighted_sum(self, weights_B: Tensor) -> Tensor:  # noqa: D102
+        weighted = self.g_BTN * weights_B.view(-1, 1, 1)
+        return self.z_BTZ.flatten(0, 1).t() @ weighted.flatten(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertRecord:
+    """A map with one factor an expert: gradient[b][e] = Σ over rows of (e, b) of zᵀ g, (E, Z, N)."""
+
+    name: str
+    z_RZ: Tensor
+    g_RN: Tensor
+    sample_R: Tensor
+    samples: int
+    segments: Segments
+    ends_E: Tensor
+
+    def square_norms(self, mask: Tensor | None) -> Tensor:  # noqa: D102
+        outer = segment_outer(self.z_RZ, self.g_RN, self.segments)
+        return segment_square_norms(outer, self.segments, self.samples, mask)
+
+    def weighted_sum(self, weights_B: Tensor) -> Tensor:  # noqa: D102
+        weighted = self.g_RN * weights_B[self.sample_R].unsqueeze(1)
+        return grouped_outer_sum(self.z_RZ, weighted, self.ends_E)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureRecord:
+    """One row a sample and feature token: gradient[b][j] = z[b,j]ᵀ g[b,j]. Rank one, so norms are products.
+
+    The factor keeps the used rows of all tokens below each other, (U, N); `used_JZ` says which of the padded rows they are.
+    """
+
+    name: str
+    z_BJZ: Tensor
+    g_BJN: Tensor
+    used_JZ: Tensor
+
+    def square_norms(self, mask: Tensor | None) -> Tensor:  # noqa: D102
+        z2, g2 = self.z_BJZ.double().square(), self.g_BJN.double().square()
+        if mask is None:
+            return (z2.sum(2) * g2.sum(2)).sum(1)
+        mask_JZN = spread_rows(mask.double(), self.used_JZ)
+        return (torch.bmm(z2.transpose(0, 1), mask_JZN).transpose(0, 1) * g2).sum((1, 2))
+
+    def weighted_sum(self, weights_B: Tensor) -> Tensor:  # noqa: D102
+        weighted = self.g_BJN * weights_B.view(-1, 1, 1)
+        sum_JZN = torch.bmm(self.z_BJZ.permute(1, 2, 0), weighted.transpose(0, 1))
+        return sum_JZN[self.used_JZ]
+
+
+def spread_rows(rows_UN: Tensor, used_JZ: Tensor) -> Tensor:
+    """Put the used rows at their padded places, (U, N) -> (J, Z, N), zero elsewhere."""
+    spread = rows_UN.new_zeros(*used_JZ.shape, rows_UN.shape[-1])
+    spread[used_JZ] = rows_UN
+    return spread
+
+
+class Tape:
+    """The records of one backward pass, in no particular order."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def add(self, record: Record) -> None:
+        """Keep a record."""
+        self.records.append(record)
