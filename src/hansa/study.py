@@ -116,7 +116,7 @@ class ModelSettings(_Settings):
     experts: int = Field(default=128, ge=1, le=1024, description="routed experts of a block")
     top_k: int = Field(default=4, ge=1, le=64, description="experts that serve a token")
     expert_dim: int = Field(default=8, ge=4, le=4096, multiple_of=4, description="hidden width of an expert")
-    shared_expert_dim: int = Field(default=16, ge=0, le=4096, multiple_of=4, description="the shared one's")
+    shared_expert_dim: int = Field(default=16, ge=0, le=4096, multiple_of=4, description="same, shared; or 0")
     quantile_bins: int = Field(default=6, ge=1, le=64, description="bins of a numeric column's encoding")
 
     @model_validator(mode="after")

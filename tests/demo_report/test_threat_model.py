@@ -1,4 +1,4 @@
-"""What docs/threat-model.md says that a malicious coordinator can and cannot do to the sum, done to real rounds.
+"""What docs/threat-model.md says that a malicious coordinator can and cannot do to the sum, done for real.
 
 Some of these tests show a limit. When the in-slot tag is built they must fail, and the document must change
 with them.

@@ -107,7 +107,7 @@ LAYERS = (
         key="in_slot_tag",
         name="Proof of the sum",
         on="A secret tag inside the sum shows that the coordinator added exactly the banks' updates.",
-        off="A malicious coordinator can put numbers of its choice in place of the sum; see the threat model.",
+        off="A malicious coordinator can put numbers of its own in place of the sum; see the threat model.",
         built=False,
     ),
     Layer(
@@ -128,7 +128,7 @@ LAYERS = (
         key="coordinator_equivocation_check",
         name="Equivocation check",
         on="Banks compare what the coordinator told each of them before anything is opened.",
-        off="Banks find out only by a failed or differing round that they were told different things.",
+        off="Banks compare what they hold at the end of a round only, after the sum was opened and applied.",
         built=False,
     ),
 )

@@ -167,7 +167,7 @@ def fit_numeric(values: NDArray[np.float64], bins: int) -> NumericEncoding:
     if known.size == 0:
         known = np.zeros(1)
     edges = np.unique(np.quantile(known, np.linspace(0.0, 1.0, bins + 1)))
-    if len(edges) < 2:  # noqa: PLR2004
+    if len(edges) < 2:
         edges = np.array([edges[0] - 0.5, edges[0] + 0.5])
     deviation = float(known.std())
     return NumericEncoding(

@@ -158,8 +158,9 @@ def _loss(
     shown = torch.where(hidden_BJ.unsqueeze(2), decoder.mask_token, x_BTD[:, 1:])
     h_BTD = model.hidden(torch.cat([x_BTD[:, :1], shown], dim=1), every_token=True)
     errors = (decoder(h_BTD) - x_BJZ).square() * model.used_JZ
-    loss = (errors * hidden_BJ.unsqueeze(2)).sum() / (hidden_BJ.sum() + 1)
+    loss: Tensor = (errors * hidden_BJ.unsqueeze(2)).sum() / (hidden_BJ.sum() + 1)
     balance = [
         m.balance_loss for m in model.modules() if isinstance(m, Experts) and m.balance_loss is not None
     ]
-    return loss + balance_weight * torch.stack(balance).sum() if balance else loss
+    total: Tensor = loss + balance_weight * torch.stack(balance).sum() if balance else loss
+    return total

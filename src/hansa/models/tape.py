@@ -21,7 +21,9 @@ from hansa.kernels.segments import Segments, segment_outer, segment_square_norms
 class Record(Protocol):
     """What one trainable factor left on the tape."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Name of the factor in the model."""
 
     def square_norms(self, mask: Tensor | None) -> Tensor:
         """Squared ℓ₂ norm of each sample's gradient on the mask, (B,) float64."""

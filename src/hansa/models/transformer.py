@@ -26,6 +26,8 @@ def normalise(x: Tensor) -> Tensor:
 class AdaptedLinear(nn.Module):
     """y = x W + scale · (x A) B with W and A frozen; B starts at zero."""
 
+    factor_A: Tensor
+
     def __init__(
         self, name: str, width_in: int, width_out: int, config: ModelConfig, *, adapted: bool
     ) -> None:
