@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.common.typing import ConfigRecordValues
+from flwr.app import ConfigRecord, ConfigRecordValues, Message, RecordDict
 from flwr.serverapp import Grid
 
 from hansa.coordinator.aggregator import AggregationService
