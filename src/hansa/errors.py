@@ -21,6 +21,7 @@ Error
 ├── ReportValueInvalid            exit 1    a result holds a value that no report may show
 ├── OutputNotWritable             exit 73   a report cannot be written where it was asked for
 ├── WorkerFailed                  exit 1    a worker process of the embedded consortium died
+├── InternalFailure               exit 1    something failed that hansa did not foresee
 └── Interrupted                   exit 130  stopped by the user
 
 Each class has a stable `code`, an exit status and a default `hint` that says what to do next.
@@ -373,6 +374,13 @@ class WorkerFailed(Error):
 
     code = "worker_failed"
     default_hint = "run the command again with --verbose; a killed worker often means too little memory"
+
+
+class InternalFailure(Error):
+    """Something failed that hansa did not foresee; the message is the traceback."""
+
+    code = "internal_failure"
+    default_hint = "this is a fault of the program, not of your input; please report it"
 
 
 class Interrupted(Error):

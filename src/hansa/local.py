@@ -18,15 +18,16 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import torch
 from flwr.app import Context, RecordDict
 from numpy.typing import NDArray
 
 from hansa.coordinator.aggregator import AggregationService
 from hansa.coordinator.app import make_server_app
 from hansa.coordinator.rounds import RoundSummary
-from hansa.errors import Error, ModelDivergence, ParticipantLost
+from hansa.errors import DuplicateMember, Error, ModelDivergence, ParticipantLost
 from hansa.local_grid import RUN_ID, LocalGrid, Tap, from_bytes, to_bytes
-from hansa.local_host import Host, Parent, Service, peak_memory_bytes
+from hansa.local_host import Host, Parent, Service, error_of, error_values, peak_memory_bytes
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
 from hansa.participant.app import make_client_app
@@ -80,6 +81,13 @@ class LocalConsortium:
         workers: Worker processes.
         jobs: Further operations for the workers, by name, for a demonstration's comparison arms.
         tap: Sees every message on the grid; for tests.
+
+    Raises:
+        DuplicateMember: Two members have one name.
+
+    Guarantees:
+        - Keys, noise and sampling come from the operating system in each worker; no argument reaches them.
+        - After the `with` block no worker and no file of the consortium is left, whatever happened in it.
     """
 
     def __init__(
@@ -96,25 +104,43 @@ class LocalConsortium:
         self._study, self._members, self._tap = study, tuple(members), tap
         self._make_model, self._layout, self._jobs = make_model, layout, dict(jobs or {})
         self._worker_count = max(1, min(workers, len(members)))
-        self._directory = Path()
+        self._directory: Path | None = None
         self._hosts: list[Host] = []
         self._service: AggregationService | None = None
+        self._errors: list[Error] = []  # of participants and workers, in the order in which they happened
+        if len({member.name for member in members}) != len(members):
+            raise DuplicateMember("two members of the consortium have one name")
         # A longest-first deal keeps the workers equally busy.
         order = sorted(range(len(members)), key=lambda i: -len(members[i].rows.labels))
         self._worker_of = {self._members[i].name: k % self._worker_count for k, i in enumerate(order)}
 
     def __enter__(self) -> Self:
-        self._directory = Path(tempfile.mkdtemp(prefix="hansa-consortium-"))
-        services: dict[str, Service] = {"upload": self._upload, "download": self._download}
-        self._hosts = [Host(self._builder(k), services) for k in range(self._worker_count)]
+        self._directory = directory = Path(tempfile.mkdtemp(prefix="hansa-consortium-"))
+        services: dict[str, Service] = {
+            "upload": self._upload,
+            "download": self._download,
+            "report": lambda *values: self._errors.append(error_of(*values)),
+        }
+        try:
+            for worker in range(self._worker_count):
+                self._hosts.append(Host(self._builder(worker, directory), services))
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for host in self._hosts:
-            host.stop()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._end()
+
+    def _end(self) -> None:
+        try:
+            for host in self._hosts:
+                host.stop()
+        finally:
+            if self._directory is not None:
+                shutil.rmtree(self._directory, ignore_errors=True)
 
     # -- the study ---------------------------------------------------------------------------------------
 
@@ -142,9 +168,10 @@ class LocalConsortium:
         context = _context()
         try:
             app(grid, context)
-        except ParticipantLost:
+        except ParticipantLost as lost:
             # The coordinator knows an error code only; on one machine the participant's own words can be shown.
-            self._raise_first_error()
+            if self._errors:
+                raise self._errors[0] from lost
             raise
         finally:
             grid.close()
@@ -166,6 +193,10 @@ class LocalConsortium:
             noise_multiplier=found["noise_multiplier"],
             seconds=found["seconds"],
         )
+
+    def any_values(self) -> NDArray[np.float64]:
+        """Look at the trained vector of the first member; all hold the same."""
+        return self.inspect(self._members[0].name).values
 
     def inspect_all(self) -> dict[str, Inspection]:
         """Look into every participant.
@@ -198,18 +229,24 @@ class LocalConsortium:
         identities = {m.name: self._host(m.name).call("enrol", m.name) for m in self._members}
         session_id, group_key, he_key = os.urandom(16), os.urandom(32), HeKey.generate()
         members = sorted(identities.items())
+        # Made first, for it checks the names that folders are then called by.
+        roster = _roster(self._study, session_id, members)
         for member in self._members:
             self._host(member.name).call(
                 "install", member.name, session_id, [list(m) for m in members], he_key.export(), group_key
             )
-        return _roster(self._study, session_id, members)
+        return roster
 
     def _host(self, name: str) -> Host:
         return self._hosts[self._worker_of[name]]
 
     def _handler(self, name: str) -> Callable[[bytes], bytes]:
         def handle(message: bytes) -> bytes:
-            answer: bytes = self._host(name).call("message", name, message)
+            try:
+                answer: bytes = self._host(name).call("message", name, message)
+            except Error as error:
+                self._errors.append(error)
+                raise
             return answer
 
         return handle
@@ -221,15 +258,12 @@ class LocalConsortium:
     def _download(self, round_index: int, attempt: int) -> list[list[bytes]]:
         return [] if self._service is None else list(self._service.download(round_index, attempt))
 
-    def _raise_first_error(self) -> None:
-        for host in self._hosts:
-            host.call("raise_first_error")
-
-    def _builder(self, worker: int) -> Callable[[Parent], Mapping[str, Service]]:
+    def _builder(self, worker: int, directory: Path) -> Callable[[Parent], Mapping[str, Service]]:
         members = [m for m in self._members if self._worker_of[m.name] == worker]
 
         def build(parent: Parent) -> Mapping[str, Service]:
-            seats = _Seats(self._study, members, self._make_model, self._layout, self._directory, parent)
+            torch.set_num_threads(1)  # the workers share the cores; a thread pool does not survive the fork
+            seats = _Seats(self._study, members, self._make_model, self._layout, directory, parent)
             return {**seats.operations(), **self._jobs}
 
         return build
@@ -267,7 +301,6 @@ class _Seats:
         self._identities: dict[str, Identity] = {}
         self._nodes: dict[str, ParticipantNode] = {}
         self._apps: dict[str, Any] = {}
-        self._errors: list[Error] = []
 
     def operations(self) -> dict[str, Service]:
         """Give what the parent may call."""
@@ -276,7 +309,6 @@ class _Seats:
             "install": self.install,
             "message": self.message,
             "inspect": self.inspect,
-            "raise_first_error": self.raise_first_error,
         }
 
     def enrol(self, name: str) -> bytes:
@@ -303,7 +335,7 @@ class _Seats:
             state_directory=state_directory,
             aggregator=_Aggregator(self._parent),
         )
-        self._apps[name] = make_client_app(self._nodes[name], report=self._errors.append)
+        self._apps[name] = make_client_app(self._nodes[name], report=self._report)
 
     def message(self, name: str, message: bytes) -> bytes:
         """Let the participant's ClientApp answer a message."""
@@ -321,10 +353,9 @@ class _Seats:
             "seconds": dict(node.step_seconds()),
         }
 
-    def raise_first_error(self) -> None:
-        """Raise the first error of a participant in this worker, if there was one."""
-        if self._errors:
-            raise self._errors[0]
+    def _report(self, error: Error) -> None:
+        """Show a participant's error to whoever runs the demonstration; the coordinator gets its code only."""
+        self._parent.call("report", *error_values(error))
 
 
 def _roster(study: Study, session_id: bytes, members: Sequence[tuple[str, bytes]]) -> Roster:

@@ -19,11 +19,14 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from hansa.errors import MalformedMessage
+
 Handler = Callable[[bytes], bytes]
 Tap = Callable[[str, bytes], None]
 
 RUN_ID = 1
 _CLIENT_APP_RAISED = 2  # Flower's ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+_CLOSE_SECONDS = 5.0
 
 
 def to_bytes(message: Message) -> bytes:
@@ -46,7 +49,8 @@ class LocalGrid(Grid):
 
     Guarantees:
         - Only serialised Flower messages pass between the sides.
-        - `close` ends every thread.
+        - A node answers the message that it was asked; anything else that it sends counts as a failure of that node.
+        - `close` drops what is still waiting, and ends every thread as soon as its handler returns.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class LocalGrid(Grid):
         self._handlers, self._lanes, self._tap = dict(handlers), dict(lanes), tap
         self._replies: dict[str, Message] = {}
         self._lock = threading.Lock()
+        self._closed = False
         self._queues: dict[int, queue.SimpleQueue[Message | None]] = {
             lane: queue.SimpleQueue() for lane in set(lanes.values())
         }
@@ -112,28 +117,32 @@ class LocalGrid(Grid):
         raise NotImplementedError("use push_messages and pull_messages")
 
     def close(self) -> None:
-        """End the threads after the messages that are being served."""
+        """Drop the messages that wait and end the threads; one that is stuck in its handler is not waited for longer than 5 s."""
+        self._closed = True
         for waiting in self._queues.values():
             waiting.put(None)
         for thread in self._threads:
-            thread.join(timeout=5.0)
+            thread.join(timeout=_CLOSE_SECONDS)
 
     def _serve(self, waiting: "queue.SimpleQueue[Message | None]") -> None:
-        while (message := waiting.get()) is not None:
+        while (message := waiting.get()) is not None and not self._closed:
             reply = self._ask(message)
             with self._lock:
                 self._replies[message.metadata.message_id] = reply
 
     def _ask(self, message: Message) -> Message:
-        request = to_bytes(message)
-        self._see("to node", request)
         try:
+            request = to_bytes(message)
+            self._see("to node", request)
             answer = self._handlers[message.metadata.dst_node_id](request)
+            self._see("from node", answer)
+            reply = from_bytes(answer)
+            if reply.metadata.reply_to_message_id != message.metadata.message_id:
+                raise MalformedMessage("a node answered a message that it was not asked")
         except Exception as error:  # whatever a node's process does, the grid answers as Flower would
             name = type(error).__name__
             return Message(FlowerError(_CLIENT_APP_RAISED, name), reply_to=message)
-        self._see("from node", answer)
-        return from_bytes(answer)
+        return reply
 
     def _see(self, direction: str, data: bytes) -> None:
         if self._tap is not None:

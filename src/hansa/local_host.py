@@ -2,7 +2,7 @@
 
 A worker answers calls one after another; while it works on one it may call back services of the parent (the aggregator). Frames
 are CBOR maps of plain values, never pickled objects. A worker ignores Ctrl-C, which its parent handles, and ends when the pipe
-closes, so none is left behind.
+closes, so none is left behind. It holds its own end of its own pipe and no other: it cannot speak to another worker.
 """
 
 import os
@@ -22,6 +22,8 @@ from hansa.errors import Error
 
 Service = Callable[..., Any]
 _FORK = get_context("fork")
+# Every fork inherits these, and one that stays open in another worker keeps a pipe alive whose parent is gone.
+_PARENTS_ENDS: set[Connection] = set()
 
 
 class Parent:
@@ -51,9 +53,12 @@ class Host:
         self._services = dict(services)
         self._lock = threading.Lock()
         self._connection, theirs = _FORK.Pipe()
-        self._process = _FORK.Process(target=_work, args=(theirs, self._connection, build), daemon=True)
-        self._process.start()
-        theirs.close()
+        _PARENTS_ENDS.add(self._connection)
+        self._process = _FORK.Process(target=_work, args=(theirs, build), daemon=True)
+        try:
+            self._process.start()
+        finally:
+            theirs.close()
 
     @property
     def process_id(self) -> int | None:
@@ -71,14 +76,14 @@ class Host:
             try:
                 _send(self._connection, {"kind": "call", "name": operation, "values": list(values)})
                 while (frame := _receive(self._connection))["kind"] == "service":
-                    service = self._services[frame["name"]]
-                    _send(self._connection, _answer(service, frame["values"]))
+                    _answer(self._connection, self._services, frame)
             except (EOFError, OSError) as error:
                 raise errors.WorkerFailed("a worker process has died") from error
             return _result(frame)
 
     def stop(self) -> None:
-        """End the worker."""
+        """End the worker. Whoever waits for an answer of it gets WorkerFailed."""
+        _PARENTS_ENDS.discard(self._connection)
         self._connection.close()
         self._process.join(timeout=2.0)
         if self._process.is_alive():
@@ -94,39 +99,45 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _work(
-    connection: Connection, parents_end: Connection, build: Callable[[Parent], Mapping[str, Service]]
-) -> None:
+def _work(connection: Connection, build: Callable[[Parent], Mapping[str, Service]]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parents_end.close()
+    for inherited in _PARENTS_ENDS:
+        inherited.close()
+    operations = {"peak_memory_bytes": peak_memory_bytes, **build(Parent(connection))}
     try:
-        operations = {"peak_memory_bytes": peak_memory_bytes, **build(Parent(connection))}
         while True:
-            frame = _receive(connection)
-            _send(connection, _answer(operations[frame["name"]], frame["values"]))
+            _answer(connection, operations, _receive(connection))
     except (EOFError, OSError):
         os._exit(0)  # the parent is gone or has closed the pipe: that is how a worker is told to stop
 
 
-def _answer(operation: Service, values: list[Any]) -> dict[str, Any]:
+def _answer(connection: Connection, operations: Mapping[str, Service], frame: dict[str, Any]) -> None:
+    """Run the operation that a frame asks for and send its result or its error."""
     try:
-        return {"kind": "result", "value": operation(*values)}
-    except Error as error:
-        return {
-            "kind": "error",
-            "class": type(error).__name__,
-            "message": error.message,
-            "hint": error.hint,
-        }
-    except Exception:
-        return {"kind": "error", "class": "WorkerFailed", "message": traceback.format_exc(), "hint": None}
+        answer = cbor2.dumps({"kind": "result", "value": operations[frame["name"]](*frame["values"])})
+    except Exception as error:
+        answer = cbor2.dumps({"kind": "error", "error": error_values(error)})
+    connection.send_bytes(answer)
 
 
 def _result(frame: dict[str, Any]) -> Any:
     if frame["kind"] == "result":
         return frame["value"]
-    raise getattr(errors, frame["class"])(frame["message"], hint=frame["hint"])
+    raise error_of(*frame["error"])
+
+
+def error_values(error: Exception) -> list[Any]:
+    """Take an error apart for a pipe; one that is not hansa's becomes a WorkerFailed with its traceback."""
+    if isinstance(error, Error):
+        return [type(error).__name__, error.message, error.hint]
+    return [errors.WorkerFailed.__name__, "".join(traceback.format_exception(error)), None]
+
+
+def error_of(name: str, message: str, hint: str | None) -> Error:
+    """Put an error together that `error_values` took apart."""
+    kind: type[Error] = getattr(errors, name)
+    return kind(message, hint=hint)
 
 
 def _send(connection: Connection, frame: dict[str, Any]) -> None:

@@ -50,7 +50,7 @@ class AggregationService:
             self._sums = self._sums or running.aggregate()
             headers = running.headers()
             self.downlink_bytes += sum(map(len, headers)) + sum(map(len, self._sums))
-            return headers, self._sums
+            return headers, list(self._sums)
 
     def _of(self, round_index: int, attempt: int) -> RoundAggregator:
         if self._aggregator is None or self._running != (round_index, attempt):

@@ -1,6 +1,6 @@
 """The round loop in strict mode: every member answers in every exchange, or the study stops.
 
-    1 advertise  once before the first round; afterwards the next round's keys come with `open`'s exchange
+    1 advertise  members make and sign their one-time keys of the round
     2 train      relay all round keys; members train and upload to the aggregator
     3 open       members fetch and open the sum and confirm their new state
     4 close      relay all confirmations; members check each other
@@ -101,8 +101,11 @@ class RoundLoop:
         deadline = time.monotonic() + self._deadline_seconds
         while pending:
             for reply in self._grid.pull_messages(list(pending)):
-                # The sender is known by the message that this answers; what the reply says of itself is not trusted.
-                node = pending.pop(reply.metadata.reply_to_message_id)
+                # The sender is the node that the grid took the answer of this message from; what the reply says of
+                # its sender is not looked at.
+                node = pending.pop(reply.metadata.reply_to_message_id, None)
+                if node is None:
+                    raise MalformedMessage(f"the grid gave an answer to {kind} that was not asked for")
                 answers[asked[node]] = _answer(reply, asked[node], expected)
             if pending and time.monotonic() > deadline:
                 late = ", ".join(sorted(asked[node] for node in pending.values()))
@@ -122,8 +125,8 @@ def _answer(reply: Message, member: str, expected: str) -> bytes:
     if "error" in record:
         raise ParticipantLost(f"{member} refused: {str(record['error'])[:64]}")
     value = record.get(expected)
-    if expected == "closed" and value is True:
+    if len(record) == 1 and expected == "closed" and value is True:
         return b""
-    if not isinstance(value, bytes) or len(record) != 1:
-        raise MalformedMessage(f"the reply of {member} holds no {expected}")
+    if len(record) != 1 or not isinstance(value, bytes):
+        raise MalformedMessage(f"the reply of {member} does not hold {expected} alone")
     return value

@@ -149,7 +149,7 @@ def _axes(height_inches: float, left: float = _LEFT, bottom_inches: float = 0.42
 
 def _rounds(axes: Axes, rounds: int) -> None:
     axes.set_xlim(0, rounds)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("round")
 
 

@@ -110,11 +110,11 @@ class Epsilon:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Traffic:
-    """Bytes of one participant in one round, with every header and key message.
+    """Bytes of one participant in one round, as the aggregator counts them.
 
     Attributes:
-        uplink_bytes: What a bank sends.
-        downlink_bytes: What a bank receives.
+        uplink_bytes: Ciphertexts and the signed header that a bank sends.
+        downlink_bytes: Ciphertexts of the sum and all signed headers that a bank receives.
         trainable_parameters: Entries that are trained.
         kept_entries: Entries that move in a round.
         padding_entries: Places in the ciphertexts that carry no entry.

@@ -27,7 +27,7 @@ def grouped_matmul(x_RD: Tensor, w_EDN: Tensor, ends_E: Tensor) -> Tensor:
         ends_E: End offset of each expert's rows, int32.
 
     Returns:
-        (R, N), same type as `x_RD`; differentiable in `x_RD` and `w_EDN` on the fast path.
+        (R, N), same type as `x_RD`; differentiable in `x_RD` and `w_EDN`.
 
     Guarantees:
         - Row r depends on x[r] and its expert's matrix only.

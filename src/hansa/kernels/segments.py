@@ -5,7 +5,7 @@ Shape suffixes: R expert-sorted rows, S segments, r rank, N width, B samples, E 
     P[s] = sum over rows i of segment s of z[i]ᵀ g[i]            (r, N): gradient of one expert's factor from one sample
     n²[b] = sum over segments s of sample b of ‖mask[expert(s)] ∘ P[s]‖²
 
-The rank is small, so P is formed directly: 2·R·r·N FLOPs and 4·S·r·N bytes, and the squares are summed in float64. The Gram
+The rank is small, so P is formed directly: 2·R·r·N FLOPs and at most 8·R·r·N bytes, and the squares are summed in float64. The Gram
 identity (ghost clipping) would need no P but loses all digits where rows cancel, and cannot take a mask.
 Source: per-sample gradients as segment sums follow from the stable order of `hansa.kernels.routing`.
 """

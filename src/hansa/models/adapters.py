@@ -10,6 +10,7 @@ Shape suffixes: B samples, T tokens, D in, N out, r rank, R expert-sorted rows, 
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class DenseFactor(torch.autograd.Function):
         z_BTZ, w_ZN = ctx.saved_tensors
         record = DenseRecord(name=ctx.name, z_BTZ=z_BTZ.detach(), g_BTN=g_BTN)
         grad_z = g_BTN @ w_ZN.t() if ctx.needs_input_grad[0] else None
-        return grad_z, _leave(record, ctx.tape, samples=len(g_BTN)), None, None
+        return grad_z, _leave(ctx, record, g_BTN.new_ones(len(g_BTN))), None, None
 
 
 class ExpertFactor(torch.autograd.Function):
@@ -89,7 +90,7 @@ class ExpertFactor(torch.autograd.Function):
             ends_E=rows.ends_E,
         )
         grad_z = grouped_matmul(g_RN, w_EZN.transpose(1, 2).contiguous(), rows.ends_E)
-        return grad_z, _leave(record, ctx.tape, samples=rows.samples), None, None, None
+        return grad_z, _leave(ctx, record, g_RN.new_ones(rows.samples)), None, None, None
 
 
 class FeatureFactor(torch.autograd.Function):
@@ -105,15 +106,17 @@ class FeatureFactor(torch.autograd.Function):
     def backward(ctx, g_BJN):  # type: ignore[no-untyped-def]  # noqa: D102
         z_BJZ, used_JZ = ctx.saved_tensors
         record = FeatureRecord(name=ctx.name, z_BJZ=z_BJZ.detach(), g_BJN=g_BJN, used_JZ=used_JZ)
-        return None, _leave(record, ctx.tape, samples=len(g_BJN)), None, None, None
+        return None, _leave(ctx, record, g_BJN.new_ones(len(g_BJN))), None, None, None
 
 
-def _leave(record: Record, tape: Tape | None, *, samples: int) -> Tensor | None:
-    """Put the record on the tape, or give the plain summed gradient where no tape runs."""
-    if tape is not None:
-        tape.add(record)
+def _leave(ctx: Any, record: Record, ones_B: Tensor) -> Tensor | None:
+    """Put the record on the tape, or give the plain summed gradient where no tape runs; nothing for a frozen factor."""
+    if not ctx.needs_input_grad[1]:
         return None
-    return record.weighted_sum(torch.ones(samples))
+    if ctx.tape is not None:
+        ctx.tape.add(record)
+        return None
+    return record.weighted_sum(ones_B)
 
 
 def dense_factor(z_BTZ: Tensor, w_ZN: Tensor, name: str, tape: Tape | None) -> Tensor:

@@ -40,9 +40,11 @@ class NumericEncoding:
         """Encode a column, (B,) -> (B, width); NaN becomes zeros and the flag."""
         missing = ~np.isfinite(values)
         filled = np.where(missing, self.mean, values)[:, None]
-        widths = np.diff(self.edges)
-        linear = np.clip((filled - self.edges[:-1]) / widths, 0.0, 1.0)
-        standard = np.clip((filled - self.mean) / self.deviation, -_STANDARD_CLIP, _STANDARD_CLIP)
+        # A bin around a huge constant may have width 0 in float64, and a quotient may overflow: both end at a clip bound.
+        widths = np.maximum(np.diff(self.edges), np.finfo(np.float64).tiny)
+        with np.errstate(over="ignore"):
+            linear = np.clip((filled - self.edges[:-1]) / widths, 0.0, 1.0)
+            standard = np.clip((filled - self.mean) / self.deviation, -_STANDARD_CLIP, _STANDARD_CLIP)
         encoded = np.hstack([linear, standard, np.zeros_like(standard)])
         encoded[missing] = 0.0
         encoded[missing, -1] = 1.0
@@ -93,7 +95,7 @@ class FeatureEncoder:
 
         Args:
             numeric: (B, numeric columns), NaN where missing.
-            categorical: (B, categorical columns), codes in [0, vocabulary); 0 is "anything else".
+            categorical: (B, categorical columns), codes in [0, vocabulary); 0 and all other codes are "anything else".
 
         Returns:
             (B, J, Z) float32; each token is its columns' encodings, then 1, then zeros.
@@ -108,6 +110,7 @@ class FeatureEncoder:
                 encoded[:, token, start:stop] = column.numeric.encode(numeric[:, column.index])
             else:
                 codes = categorical[:, column.index]
+                codes = np.where((codes >= 0) & (codes < column.vocabulary), codes, 0)
                 encoded[np.arange(len(codes)), token, start + codes] = 1.0
         for token, name in enumerate(self.tokens):
             encoded[:, token, used[name]] = 1.0

@@ -100,11 +100,11 @@ def make_base(
 class _Decoder(nn.Module):
     """Predicts a token's encoded values from the token's own output and the class token; thrown away afterwards."""
 
-    def __init__(self, tokens: int, width: int, dim: int) -> None:
+    def __init__(self, tokens: int, width: int, dim: int, draws: torch.Generator) -> None:
         super().__init__()
         self.mask_token = nn.Parameter(torch.zeros(tokens, dim))
-        self.own = nn.Parameter(torch.randn(tokens, dim, width) * 0.5 * dim**-0.5)
-        self.pooled = nn.Parameter(torch.randn(tokens, dim, width) * 0.5 * dim**-0.5)
+        own, pooled = torch.randn(2, tokens, dim, width, generator=draws) * 0.5 * dim**-0.5
+        self.own, self.pooled = nn.Parameter(own), nn.Parameter(pooled)
 
     def forward(self, h_BTD: Tensor) -> Tensor:
         own = torch.einsum("bjd,jdz->bjz", h_BTD[:, 1:], self.own)
@@ -125,12 +125,16 @@ def pretrain(
         model: The model; its adapters stay zero and its head stays untouched.
         features: Public rows, (n, J, Z).
         config: How.
-        seed: Public seed of batches and hidden tokens.
+        seed: Public seed of the decoder, batches and hidden tokens.
         progress: Called with the number of steps done and the latest loss.
+
+    Guarantees:
+        - The weights afterwards depend on the arguments only; torch's global generator is neither read nor moved.
     """
     draws = np.random.default_rng(seed)
     tokens, width = features.shape[1:]
-    decoder = _Decoder(tokens, width, model.config.dim)
+    decoder_draws = torch.Generator().manual_seed(int(draws.integers(2**63)))
+    decoder = _Decoder(tokens, width, model.config.dim, decoder_draws)
     adapters = [p for name, p in model.named_parameters() if name.endswith("_B") or name == "head"]
     for parameter in model.parameters():
         parameter.requires_grad_(all(parameter is not adapter for adapter in adapters))

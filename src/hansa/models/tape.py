@@ -32,7 +32,7 @@ class Record(Protocol):
         """Sum of the samples' gradients, each times its weight; shape of the factor."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DenseRecord:
     """A map that every token of a sample passes: gradient[b] = Σ_t z[b,t]ᵀ g[b,t], (Z, N)."""
 
@@ -51,7 +51,7 @@ class DenseRecord:
         return self.z_BTZ.flatten(0, 1).t() @ weighted.flatten(0, 1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ExpertRecord:
     """A map with one factor an expert: gradient[b][e] = Σ over rows of (e, b) of zᵀ g, (E, Z, N)."""
 
@@ -72,7 +72,7 @@ class ExpertRecord:
         return grouped_outer_sum(self.z_RZ, weighted, self.ends_E)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class FeatureRecord:
     """One row a sample and feature token: gradient[b][j] = z[b,j]ᵀ g[b,j]. Rank one, so norms are products.
 
@@ -105,11 +105,21 @@ def spread_rows(rows_UN: Tensor, used_JZ: Tensor) -> Tensor:
 
 
 class Tape:
-    """The records of one backward pass, in no particular order."""
+    """The records of one backward pass, by the names of their factors.
+
+    Guarantees:
+        - A factor that is used twice in one pass is refused: the norm of a sum is not the sum of two norms.
+    """
 
     def __init__(self) -> None:
-        self.records: list[Record] = []
+        self.records: dict[str, Record] = {}
 
     def add(self, record: Record) -> None:
-        """Keep a record."""
-        self.records.append(record)
+        """Keep a record.
+
+        Raises:
+            ValueError: The factor has left a record already.
+        """
+        if record.name in self.records:
+            raise ValueError(f"factor {record.name} was used twice in one pass")
+        self.records[record.name] = record

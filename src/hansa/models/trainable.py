@@ -1,7 +1,7 @@
 """The trained part of a model as one flat vector with a fixed order.
 
 Everything that participants agree on (update, support, optimizer state, model hash) speaks of positions in this vector. The
-order is that of `LAYOUT_ORDER`: names sorted, each tensor in C order.
+order is that of the sorted names, each tensor in C order.
 """
 
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ class TrainableLayout:
                 tensors[slot.name].copy_(values)
 
     def positions(self, names: Sequence[str]) -> NDArray[np.int64]:
-        """Give the ascending positions of the tensors whose name is or ends with one of `names`.
+        """Give the ascending positions of the tensors whose name is one of `names` or has one as a part between dots.
 
         Raises:
             InvalidValue: A name fits no trained tensor.

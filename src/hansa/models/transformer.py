@@ -66,7 +66,7 @@ class Attention(nn.Module):
         batch, _, dim = x_BTD.shape
 
         def split(y_BTD: Tensor) -> Tensor:
-            return y_BTD.view(batch, -1, self.heads, dim // self.heads).transpose(1, 2)
+            return y_BTD.view(batch, y_BTD.shape[1], self.heads, dim // self.heads).transpose(1, 2)
 
         query = split(self.get_submodule("query")(x_BTD[:, :queries], tape))
         key, value = (split(self.get_submodule(part)(x_BTD, tape)) for part in ("key", "value"))

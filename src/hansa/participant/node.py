@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from hansa.errors import CohortMismatch, OutOfOrder
+from hansa.errors import CohortMismatch, OutOfOrder, StaleRound
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
 from hansa.participant.policy import Policy
@@ -83,6 +83,7 @@ class ParticipantNode:
     Guarantees:
         - No record is read before the policy agreed and the round's ε is on the disk as reserved.
         - Every value that a private record influenced is noised before it is compressed, masked and encrypted.
+        - Rounds are the study's, from 1 on, one after another: none is skipped, none follows one that was not closed.
     """
 
     def __init__(
@@ -123,14 +124,23 @@ class ParticipantNode:
         )
         self._used_keys = UsedKeys()
         self._round: ParticipantRound | None = None
+        self._at = (0, 0)  # round and attempt of `_round`
+        self._awaits_close = False
         self._support = np.zeros(0, dtype=np.int64)
         self._spending: Spending | None = None
         # Local only: durations tell about the number of records.
         self.seconds: dict[str, float] = {}
 
     def advertise(self, round_index: int, attempt: int) -> bytes:
-        """Step 1: make the signed one-time key of an attempt."""
-        self._round = ParticipantRound(
+        """Step 1: make the signed one-time key of an attempt.
+
+        Raises:
+            StaleRound: The round is over.
+            OutOfOrder: It is not the next one of the study, or the last one was not closed.
+            PackageReuse: This attempt was entered before; what runs goes on.
+        """
+        self._verify_next(round_index)
+        entered = ParticipantRound(
             participant=self.name,
             identity=self._identity,
             roster=self._membership.roster,
@@ -141,7 +151,9 @@ class ParticipantNode:
             used_keys=self._used_keys,
             random_bytes=self._random.bytes,
         )
-        return self._round.advertise()
+        signed = entered.advertise()
+        self._round, self._at, self._spending = entered, (round_index, attempt), None
+        return signed
 
     def train(self, round_index: int, attempt: int, round_keys: Sequence[bytes]) -> bytes:
         """Step 2: take part in a round.
@@ -151,9 +163,9 @@ class ParticipantNode:
 
         Raises:
             PolicyRefusal: The policy or the budget refuses; nothing was read or spent.
-            ProtocolError: The cohort is not the agreed one.
+            ProtocolError: The cohort is not the agreed one, or this is not the attempt that was advertised.
         """
-        running = self._running(round_index)
+        running = self._running(round_index, attempt)
         # 2.1 cohort and policy, before anything is spent
         self._policy.verify_study(self._study)
         if len(self._membership.roster.members) != self._study.aggregation.participants:
@@ -193,8 +205,13 @@ class ParticipantNode:
 
         Returns:
             The signed confirmation of the new state.
+
+        Raises:
+            ProtocolError: This is not the attempt that was trained, or headers and sum are not its; nothing was applied.
         """
-        running = self._running(round_index)
+        running = self._running(round_index, attempt)
+        if self._spending is None:
+            raise OutOfOrder(f"round {round_index} was opened before it was trained")
         headers, aggregate = self._timed("download", lambda: self._aggregator.download(round_index, attempt))
         total = self._timed("decrypt", lambda: running.open(headers, aggregate))
         mean = dequantise_sum(
@@ -204,8 +221,7 @@ class ParticipantNode:
             "apply",
             lambda: self.state.apply(self._support, mean, self._study, running.transcript(total)),
         )
-        if self._spending is None:
-            raise OutOfOrder(f"round {round_index} was opened before it was trained")
+        self._awaits_close = True
         self.budget.commit(self._spending)
         self._spending = None
         return running.confirm(self._state_tag())
@@ -214,13 +230,29 @@ class ParticipantNode:
         """Step 4: check that all members ended the round with this participant's state.
 
         Raises:
-            ModelDivergence: Two members differ.
+            ModelDivergence: Two members differ. No later round is entered then.
+            OutOfOrder: The round was not opened, or is closed already.
         """
+        self._running(round_index, attempt)
+        if not self._awaits_close:
+            raise OutOfOrder(f"round {round_index} is not open")
         verify_results(results, self._membership.roster, round_index, attempt)
+        self._awaits_close = False
 
-    def _running(self, round_index: int) -> ParticipantRound:
-        if self._round is None:
-            raise OutOfOrder(f"round {round_index} was not advertised")
+    def _verify_next(self, round_index: int) -> None:
+        expected = self.state.round + 1
+        if round_index < expected:
+            raise StaleRound(f"round {round_index} is over, the next one is {expected}")
+        if self._awaits_close:
+            raise OutOfOrder(f"round {round_index} was asked for before round {self.state.round} was closed")
+        if round_index > expected or round_index > self._study.training.rounds:
+            raise OutOfOrder(
+                f"round {round_index} is not the next one, {expected} of {self._study.training.rounds}"
+            )
+
+    def _running(self, round_index: int, attempt: int) -> ParticipantRound:
+        if self._round is None or self._at != (round_index, attempt):
+            raise OutOfOrder(f"round {round_index} attempt {attempt} is not the one that was advertised")
         return self._round
 
     def _reserve(self, round_index: int, attempt: int) -> Spending:

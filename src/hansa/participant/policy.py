@@ -45,7 +45,7 @@ class Policy:
             raise LayerMissing(
                 f"the study switches off {', '.join(missing)}, which this participant requires"
             )
-        if study.privacy.delta > self.delta_limit:
+        if not study.privacy.delta <= self.delta_limit:  # a limit that is NaN allows nothing
             raise BudgetExhausted(
                 f"delta {study.privacy.delta:g} of the study is above the limit {self.delta_limit:g}"
             )

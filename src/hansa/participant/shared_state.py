@@ -21,7 +21,7 @@ Vector = NDArray[np.float64]
 FIRST_TRANSCRIPT = bytes(32)
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True, eq=False)
 class SharedState:
     """Adam's state (Kingma & Ba 2015, algorithm 1) over the trained vector, with one clock an entry.
 
@@ -50,6 +50,9 @@ class SharedState:
         self.second = np.zeros_like(self.values)
         self.decay_first = np.ones_like(self.values)
         self.decay_second = np.ones_like(self.values)
+
+    def __repr__(self) -> str:
+        return f"SharedState(round {self.round})"
 
     def scores(self, always: NDArray[np.int64]) -> Vector:
         """Say how much each entry is wanted in the next support: its mean squared aggregate so far.

@@ -70,7 +70,7 @@ def calibrate(*, epsilon: float, delta: float, sample_rate: float, steps: int) -
 
     def spends(thousandths: int) -> float:
         return epsilon_of(
-            noise_multiplier=thousandths * _NOISE_STEP, sample_rate=sample_rate, steps=steps, delta=delta
+            noise_multiplier=round(thousandths * _NOISE_STEP, 3), sample_rate=sample_rate, steps=steps, delta=delta
         )
 
     low, high = round(_NOISE_MINIMUM / _NOISE_STEP), round(_NOISE_MAXIMUM / _NOISE_STEP)
@@ -80,11 +80,11 @@ def calibrate(*, epsilon: float, delta: float, sample_rate: float, steps: int) -
             f"in {steps} steps at sample rate {sample_rate:g}"
         )
     if spends(low) <= epsilon:
-        return low * _NOISE_STEP
+        return round(low * _NOISE_STEP, 3)
     while high - low > 1:
         middle = (low + high) // 2
         if spends(middle) <= epsilon:
             high = middle
         else:
             low = middle
-    return high * _NOISE_STEP
+    return round(high * _NOISE_STEP, 3)

@@ -4,10 +4,11 @@
     2 commit   after the update has left
 
 What is reserved counts as spent, committed or not: after a crash nothing is under-counted. Each line holds the hash of the line
-before it, so a removed or changed line shows. Not protected against: somebody who rewrites the whole file; signatures and the
-binding to the identity of the data come with the audit ledger.
+before it, so a changed line shows, and a removed one if another follows. Not protected against: somebody who rewrites the file or
+cuts off its end; signatures and the binding to the identity of the data come with the audit ledger.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from hansa.errors import BudgetExhausted, LedgerDamaged
 from hansa.privacy.accounting import epsilon_of
 
 _START = "0" * 64
+_KINDS = ("reserve", "commit")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,15 +51,17 @@ class Budget:
         - A reservation is on the disk before `reserve` returns.
         - A refused reservation leaves the file as it was.
         - ε counts every reservation, committed or not.
+        - A reservation that another writer of the same file has overtaken is refused.
     """
 
     def __init__(self, path: Path, *, epsilon_limit: float, delta: float) -> None:
         self._path, self.epsilon_limit, self.delta = path, epsilon_limit, delta
         self._last = _START
         self._steps: dict[tuple[float, float], int] = {}
-        if path.exists():
-            for number, line in enumerate(path.read_text().splitlines(), start=1):
-                self._take(line, number)
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        for number, line in enumerate(lines, start=1):
+            self._take(line, number)
+        self._ledger_bytes = sum(map(len, lines))
 
     def epsilon(self, further: Spending | None = None) -> float:
         """Compute ε spent, and with a further round on top where one is given."""
@@ -80,9 +84,10 @@ class Budget:
 
         Raises:
             BudgetExhausted: The round would pass the limit.
+            LedgerDamaged: Somebody else has written to the ledger since it was read.
         """
         after = self.epsilon(spending)
-        if after > self.epsilon_limit:
+        if not after <= self.epsilon_limit:  # a limit that is NaN allows nothing
             raise BudgetExhausted(
                 f"round {spending.round} would spend epsilon {after:.3f}, above the limit {self.epsilon_limit:g}"
             )
@@ -95,28 +100,45 @@ class Budget:
 
     def _append(self, kind: str, entry: dict[str, Any]) -> None:
         body = json.dumps({"kind": kind, **entry}, sort_keys=True)
-        line = json.dumps({"body": body, "hash": _link(self._last, body)}, sort_keys=True)
-        with self._path.open("a") as file:
-            file.write(line + "\n")
+        line = json.dumps({"body": body, "hash": _link(self._last, body)}, sort_keys=True).encode() + b"\n"
+        with self._path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_size != self._ledger_bytes:
+                raise LedgerDamaged(f"{self._path.name} was changed by somebody else while it was in use")
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        if not self._ledger_bytes:  # a new file is on the disk once its name is
+            _sync_directory(self._path.parent)
+        self._ledger_bytes += len(line)
         self._take(line, 0)
 
-    def _take(self, line: str, number: int) -> None:
+    def _take(self, line: bytes, number: int) -> None:
         """Check a line's link and count its reservation."""
         try:
             parsed = json.loads(line)
             body, link = parsed["body"], parsed["hash"]
             entry = json.loads(body)
-            kind = entry["kind"]
-            key, steps = (float(entry["noise_multiplier"]), float(entry["sample_rate"])), int(entry["steps"])
-        except (ValueError, KeyError, TypeError) as error:
+            kind, steps = entry["kind"], int(entry["steps"])
+            key = (float(entry["noise_multiplier"]), float(entry["sample_rate"]))
+            complete = line.endswith(b"\n") and kind in _KINDS and steps >= 0
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise LedgerDamaged(f"line {number} of {self._path.name} cannot be read") from error
+        if not complete:
+            raise LedgerDamaged(f"line {number} of {self._path.name} is not a whole entry")
         if link != _link(self._last, body):
             raise LedgerDamaged(f"line {number} of {self._path.name} does not continue the line before it")
         self._last = link
         if kind == "reserve":
             self._steps[key] = self._steps.get(key, 0) + steps
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _link(previous: str, body: str) -> str:

@@ -1,6 +1,6 @@
 """Exact per-sample clipping in one backward pass.
 
-    S = Σ_b c_b · g_b|support,    c_b = C / max(C, ‖g_b|support‖₂)
+    S = Σ_b c_b · g_b|support,    c_b = C / max(C, (1 + 1e-6) ‖g_b|support‖₂)
 
 with g_b the gradient of sample b's own loss. The backward pass leaves the factors' inputs and output gradients on a tape
 (hansa.models.tape); norms and the clipped sum follow from them, so no sample's gradient is ever formed as a whole.
@@ -26,7 +26,7 @@ _ROUNDING_ROOM = 1.0 + 1e-6
 SampleLoss = Callable[[nn.Module, Tensor, Tensor, Tape], Tensor]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False, eq=False)
 class ClippedSum:
     """What one physical batch gives.
 
@@ -69,7 +69,7 @@ def clipped_sum(
         loss: Gives one loss a sample; must not couple samples.
 
     Guarantees:
-        - One sample more or less changes `sum_K` by at most `clip_norm` in ℓ₂ norm.
+        - One sample more or less changes `sum_K` by at most `clip_norm` in ℓ₂ norm, up to rounding of the sum.
         - An empty batch gives zeros of the same shape.
         - A sample with a NaN or infinite gradient contributes zero.
         - Splitting a batch into parts and adding their sums gives the sum of the whole batch, up to rounding.
@@ -83,7 +83,7 @@ def clipped_sum(
     loss(model, features, labels, tape).sum().backward()  # type: ignore[no-untyped-call]
 
     with torch.no_grad():
-        norms_B = _norms(tape, samples, masks)
+        norms_B = _norms(tape, layout, samples, masks)
     finite_B = torch.isfinite(norms_B)
     dropped = int((~finite_B).sum())
     if dropped:
@@ -95,24 +95,27 @@ def clipped_sum(
 
     weights_B = torch.ones(samples, dtype=torch.float64)
     if clip_norm is not None:
-        weights_B = clip_norm / (norms_B.clamp(min=clip_norm) * _ROUNDING_ROOM)
+        weights_B = clip_norm / (norms_B * _ROUNDING_ROOM).clamp(min=clip_norm)
     with torch.no_grad():
         flat = _weighted_sum(tape, layout, weights_B.to(features.dtype))
     return ClippedSum(sum_K=flat[positions], norms_B=norms_B.numpy(), dropped=0)
 
 
-def _norms(tape: Tape, samples: int, masks: dict[str, Tensor] | None) -> Tensor:
-    """ℓ₂ norm of each sample's gradient over all records, (B,) float64."""
+def _norms(
+    tape: Tape, layout: TrainableLayout, samples: int, masks: dict[str, Tensor] | None
+) -> Tensor:
+    """ℓ₂ norm of each sample's gradient over the trained tensors, (B,) float64."""
     squares_B = torch.zeros(samples, dtype=torch.float64)
-    for record in tape.records:
-        squares_B += record.square_norms(None if masks is None else masks[record.name])
+    for slot in layout.slots:
+        squares_B += tape.records[slot.name].square_norms(None if masks is None else masks[slot.name])
     return squares_B.sqrt()
 
 
 def _weighted_sum(tape: Tape, layout: TrainableLayout, weights_B: Tensor) -> NDArray[np.float64]:
     """Weighted sum of the samples' gradients as a flat vector, (P,)."""
-    sums = {record.name: record.weighted_sum(weights_B) for record in tape.records}
     flat = np.zeros(layout.size)
     for slot in layout.slots:
-        flat[slot.start : slot.stop] = sums[slot.name].double().flatten().numpy()
+        flat[slot.start : slot.stop] = (
+            tape.records[slot.name].weighted_sum(weights_B).double().flatten().numpy()
+        )
     return flat
