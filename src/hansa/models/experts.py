@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hansa.kernels.grouped import grouped_matmul
 from hansa.kernels.routing import Routing, route
 from hansa.kernels.segments import find_segments
-from hansa.models.adapters import Rows, expert_factor, orthonormal_factor
+from hansa.models.adapters import Rows, adapted_experts, orthonormal_factor
 from hansa.models.config import ModelConfig
 from hansa.models.tape import Tape
 
@@ -78,18 +78,29 @@ class Experts(nn.Module):
 
     def _serve(self, x_RD: Tensor, rows: Rows, tape: Tape | None) -> Tensor:
         """Run each row through its expert and the expert's adapters."""
-        gate_up_RN = grouped_matmul(x_RD, self.gate_up, rows.ends_E)
-        if self.adapted:
-            z_Rr = grouped_matmul(x_RD, self.factor_A_in, rows.ends_E) * self.scale
-            gate_up_RN = gate_up_RN + expert_factor(
-                z_Rr, self.gate_up_B, f"{self.name}.gate_up_B", rows, tape
-            )
-        h_RF = _swiglu(gate_up_RN)
-        y_RD = grouped_matmul(h_RF, self.down, rows.ends_E)
-        if self.adapted:
-            z_Rr = grouped_matmul(h_RF, self.factor_A_down, rows.ends_E) * self.scale
-            y_RD = y_RD + expert_factor(z_Rr, self.down_B, f"{self.name}.down_B", rows, tape)
-        return y_RD
+        if not self.adapted:
+            h_RF = _swiglu(grouped_matmul(x_RD, self.gate_up, rows.ends_E))
+            return grouped_matmul(h_RF, self.down, rows.ends_E)
+        gate_up_RN = adapted_experts(
+            x_RD,
+            self.gate_up,
+            self.factor_A_in,
+            self.gate_up_B,
+            scale=self.scale,
+            name=f"{self.name}.gate_up_B",
+            rows=rows,
+            tape=tape,
+        )
+        return adapted_experts(
+            _swiglu(gate_up_RN),
+            self.down,
+            self.factor_A_down,
+            self.down_B,
+            scale=self.scale,
+            name=f"{self.name}.down_B",
+            rows=rows,
+            tape=tape,
+        )
 
 
 def _swiglu(gate_up: Tensor) -> Tensor:

@@ -70,7 +70,10 @@ def calibrate(*, epsilon: float, delta: float, sample_rate: float, steps: int) -
 
     def spends(thousandths: int) -> float:
         return epsilon_of(
-            noise_multiplier=round(thousandths * _NOISE_STEP, 3), sample_rate=sample_rate, steps=steps, delta=delta
+            noise_multiplier=round(thousandths * _NOISE_STEP, 3),
+            sample_rate=sample_rate,
+            steps=steps,
+            delta=delta,
         )
 
     low, high = round(_NOISE_MINIMUM / _NOISE_STEP), round(_NOISE_MAXIMUM / _NOISE_STEP)

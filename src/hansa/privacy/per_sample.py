@@ -101,9 +101,7 @@ def clipped_sum(
     return ClippedSum(sum_K=flat[positions], norms_B=norms_B.numpy(), dropped=0)
 
 
-def _norms(
-    tape: Tape, layout: TrainableLayout, samples: int, masks: dict[str, Tensor] | None
-) -> Tensor:
+def _norms(tape: Tape, layout: TrainableLayout, samples: int, masks: dict[str, Tensor] | None) -> Tensor:
     """ℓ₂ norm of each sample's gradient over the trained tensors, (B,) float64."""
     squares_B = torch.zeros(samples, dtype=torch.float64)
     for slot in layout.slots:

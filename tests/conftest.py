@@ -1,0 +1,123 @@
+"""Fixtures of the tiny consortium, whose parts stand in tiny_consortium.py beside this file."""
+
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from hansa.models.features import FeatureEncoder
+    from hansa.models.pretraining import Base
+    from hansa.secure_agg.bfv import HeKey
+    from hansa.study import Study
+
+with warnings.catch_warnings():
+    # typer imports a name that click deprecates; Flower and hansa.cli import typer, and here a warning is an error.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import typer  # noqa: F401
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    """The parts of the tiny consortium; loaded on demand, for they bring torch and Flower along."""
+    spec = importlib.util.spec_from_file_location(
+        "tiny_consortium", Path(__file__).with_name("tiny_consortium.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    module.torch.set_num_threads(1)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_study(tiny: ModuleType) -> "Study":
+    from hansa.study import parse_study
+
+    return parse_study(tiny.TINY_STUDY)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny: ModuleType, tiny_study: "Study") -> "FeatureEncoder":
+    from hansa.models.features import encoder_of_public_sample
+
+    return encoder_of_public_sample(tiny_study.data, tiny.Table("public").numeric, 1, 4)
+
+
+@pytest.fixture(scope="session")
+def tiny_bases(tiny: ModuleType, tiny_encoder: "FeatureEncoder") -> "Callable[..., Base]":
+    """Make the base of a study from the public sample; the same whenever study and seed are."""
+    from hansa.models.pretraining import PretrainingConfig, make_base
+
+    public = tiny.Table("public", tiny_encoder).rows.features
+
+    def make(study: "Study", seed: int = 0) -> "Base":
+        pretraining = PretrainingConfig(steps=2, batch_size=16)
+        return make_base(study, public, tiny_encoder.used(), seed=seed, pretraining=pretraining)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tiny_study: "Study", tiny_bases: "Callable[..., Base]") -> "Base":
+    return tiny_bases(tiny_study)
+
+
+@pytest.fixture(scope="session")
+def tiny_tables(tiny: ModuleType, tiny_encoder: "FeatureEncoder") -> dict[str, Any]:
+    return {name: tiny.Table(name, tiny_encoder) for name in tiny.NAMES}
+
+
+@pytest.fixture(scope="session")
+def house_key(tiny: ModuleType) -> "HeKey":
+    from hansa.secure_agg.bfv import HeKey
+
+    return HeKey.generate()
+
+
+@pytest.fixture
+def houses(
+    tiny: ModuleType,
+    tiny_study: "Study",
+    tiny_base: "Base",
+    tiny_tables: dict[str, Any],
+    house_key: "HeKey",
+    tmp_path: Path,
+) -> Iterator[Callable[..., Any]]:
+    """Make a house; `rows`, `policies` and `random` replace those of the members that they name."""
+    from hansa.participant.policy import Policy
+
+    made: list[Any] = []
+
+    def make(
+        study: "Study" = tiny_study, base: "Base" = tiny_base, **replaced: dict[str, Any] | None
+    ) -> Any:
+        policy = Policy(studies=frozenset({study.id}), epsilon_limit=study.privacy.epsilon)
+        made.append(
+            tiny.House(
+                study,
+                base,
+                house_key,
+                tmp_path / f"house-{len(made)}",
+                rows={name: tiny_tables[name].rows for name in tiny.NAMES} | (replaced.get("rows") or {}),
+                policies=dict.fromkeys(tiny.NAMES, policy) | (replaced.get("policies") or {}),
+                random=replaced.get("random") or {},
+            )
+        )
+        return made[-1]
+
+    yield make
+    for house in made:
+        house.grid.close()
+
+
+@pytest.fixture
+def house(houses: Callable[..., Any]) -> Any:
+    return houses()

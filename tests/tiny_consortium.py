@@ -1,0 +1,226 @@
+"""A tiny consortium in one process: four participants, a study of two rounds, every layer of protection on."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from hansa.coordinator.aggregator import AggregationService
+from hansa.coordinator.app import make_server_app
+from hansa.coordinator.rounds import RoundSummary
+from hansa.errors import Error
+from hansa.local_grid import RUN_ID, LocalGrid, from_bytes, to_bytes
+from hansa.models.features import FeatureEncoder
+from hansa.models.pretraining import Base
+from hansa.participant.app import make_client_app
+from hansa.participant.node import Membership, ParticipantNode
+from hansa.participant.policy import Policy
+from hansa.participant.trainer import Rows
+from hansa.privacy.noise import SecretRandom
+from hansa.secure_agg.bfv import HeKey
+from hansa.secure_agg.identity import Identity, Roster
+from hansa.study import Study
+
+NAMES = ("bank-1", "bank-2", "bank-3", "bank-4")
+NODES = {name: 100 + number for number, name in enumerate(NAMES)}
+RECORDS = 80
+
+TINY_STUDY = """
+schema = "hansa/study/v1"
+name = "tiny"
+purpose = "Test the whole path on a small table."
+
+[data]
+label = "late"
+columns = [
+  { name = "a", kind = "numeric", minimum = -10, maximum = 10 },
+  { name = "b", kind = "numeric", minimum = -10, maximum = 10 },
+  { name = "c", kind = "numeric", minimum = -10, maximum = 10 },
+  { name = "d", kind = "numeric", token = "pair", minimum = -10, maximum = 10 },
+  { name = "e", kind = "numeric", token = "pair", minimum = -10, maximum = 10 },
+  { name = "f", kind = "categorical", values = [1, 2, 3] },
+]
+
+[model]
+dim = 8
+layers = 1
+heads = 2
+experts = 8
+top_k = 2
+expert_dim = 4
+shared_expert_dim = 4
+
+[adapters]
+rank = 4
+
+[privacy]
+epsilon = 8.0
+delta = 1e-5
+clip_norm = 0.5
+sample_rate = 0.5
+nominal_records = 80
+
+[training]
+rounds = 2
+
+[training.server_optimizer]
+learning_rate = 3e-2
+
+[compression]
+kept_share = 0.3
+always = ["embedding", "class_token", "head", "attention"]
+
+[aggregation]
+participants = 4
+"""
+
+
+class Table:
+    """Synthetic raw rows, their encoding and their labels; one per name, always the same."""
+
+    def __init__(self, name: str, encoder: FeatureEncoder | None = None, records: int = RECORDS) -> None:
+        draws = np.random.default_rng(list(name.encode()))
+        self.numeric = draws.standard_normal((records, 5))
+        self.categorical = draws.integers(0, 4, (records, 1))
+        self.labels = (self.numeric[:, 0] + 0.5 * draws.standard_normal(records) > 0).astype(np.float64)
+        if encoder is not None:
+            self.rows = Rows(
+                features=encoder.encode(self.numeric, self.categorical),
+                labels=torch.tensor(self.labels, dtype=torch.float32),
+            )
+
+
+class Wire:
+    """A participant's way to the aggregation service; it remembers every byte."""
+
+    def __init__(self, service: AggregationService) -> None:
+        self.service = service
+        self.sent: list[bytes] = []
+        self.received: list[bytes] = []
+
+    def upload(self, round_index: int, attempt: int, header: bytes, ciphertexts: Any) -> None:
+        parts = list(ciphertexts)
+        self.sent += [header, *parts]
+        self.service.upload(round_index, attempt, header, parts)
+
+    def download(self, round_index: int, attempt: int) -> tuple[list[bytes], list[bytes]]:
+        headers, aggregate = self.service.download(round_index, attempt)
+        self.received += [*headers, *aggregate]
+        return headers, aggregate
+
+
+class House:
+    """Four nodes and a coordinator; the handlers of a one-lane grid call the ClientApps directly."""
+
+    def __init__(
+        self,
+        study: Study,
+        base: Base,
+        he_key: HeKey,
+        directory: Path,
+        *,
+        rows: dict[str, Any],
+        policies: dict[str, Policy],
+        random: dict[str, SecretRandom],
+    ) -> None:
+        self.study, self.base, self.he_key = study, base, he_key
+        self.identities = {name: Identity.generate() for name in NAMES}
+        self.group_key = np.random.default_rng().bytes(32)
+        self.roster = Roster(
+            session_id=np.random.default_rng().bytes(16),
+            study_id=bytes.fromhex(study.id),
+            members=tuple((name, self.identities[name].public) for name in NAMES),
+        )
+        self.membership = Membership(roster=self.roster, he_key=he_key, group_key=self.group_key)
+        self.service = AggregationService(self.roster)
+        self.wires = {name: Wire(self.service) for name in NAMES}
+        self.nodes: dict[str, ParticipantNode] = {}
+        self.ledgers = {name: directory / name / "ledger.jsonl" for name in NAMES}
+        for name in NAMES:
+            (directory / name).mkdir(parents=True)
+            self.nodes[name] = ParticipantNode(
+                name=name,
+                identity=self.identities[name],
+                study=study,
+                policy=policies[name],
+                membership=self.membership,
+                model=base.model(),
+                layout=base.layout,
+                rows=rows[name],
+                state_directory=directory / name,
+                aggregator=self.wires[name],
+                random=random.get(name),
+            )
+        self.errors: dict[str, list[Error]] = {name: [] for name in NAMES}
+        self.apps = {
+            name: make_client_app(self.nodes[name], report=self.errors[name].append) for name in NAMES
+        }
+        self.grid_bytes: list[tuple[str, bytes]] = []
+        self.grid = LocalGrid(
+            {NODES[name]: self._handler(name) for name in NAMES},
+            dict.fromkeys(NODES.values(), 0),
+            tap=lambda direction, data: self.grid_bytes.append((direction, data)),
+        )
+
+    def _handler(self, name: str) -> Callable[[bytes], bytes]:
+        return lambda message: to_bytes(self.apps[name](from_bytes(message), context()))
+
+    # -- the whole study ---------------------------------------------------------------------------------
+
+    def server_app(self, on_round: Callable[[RoundSummary], None] | None = None, **changes: Any) -> Any:
+        arguments: dict[str, Any] = {
+            "roster": self.roster,
+            "nodes": NODES,
+            "aggregation": self.service,
+            "rounds": self.study.training.rounds,
+            "deadline_seconds": 60.0,
+            "on_round": on_round or (lambda _: None),
+        }
+        return make_server_app(**(arguments | changes))
+
+    def run(self, on_round: Callable[[RoundSummary], None] | None = None, **changes: Any) -> None:
+        self.server_app(on_round, **changes)(self.grid, context())
+
+    def digests(self) -> set[bytes]:
+        return {node.state.digest(self.study.id) for node in self.nodes.values()}
+
+    # -- one message at a time ---------------------------------------------------------------------------
+
+    def send(self, name: str, kind: str, content: RecordDict) -> Message:
+        """Send one message over the grid and wait for the reply."""
+        message = Message(content, dst_node_id=NODES[name], message_type=kind)
+        ids = list(self.grid.push_messages([message]))
+        until = time.monotonic() + 60
+        while not (replies := list(self.grid.pull_messages(ids))):
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        return replies[0]
+
+    def ask(self, name: str, kind: str, **request: Any) -> dict[str, Any]:
+        """Send a request and give the values of the reply's one record."""
+        reply = self.send(name, kind, RecordDict({"request": ConfigRecord(request)}))
+        assert set(reply.content.keys()) == {"reply"}
+        return dict(reply.content.config_records["reply"])
+
+    def advertise(self, round_index: int = 1, attempt: int = 0) -> list[bytes]:
+        self.service.begin(round_index, attempt)
+        at = {"round": round_index, "attempt": attempt}
+        return [self.ask(name, "query.advertise", **at)["round_key"] for name in NAMES]
+
+    def train(self, round_index: int = 1, attempt: int = 0) -> list[bytes]:
+        keys = self.advertise(round_index, attempt)
+        at = {"round": round_index, "attempt": attempt}
+        return [self.ask(name, "train", **at, round_keys=keys)["header"] for name in NAMES]
+
+    def open(self, round_index: int = 1, attempt: int = 0) -> list[bytes]:
+        self.train(round_index, attempt)
+        at = {"round": round_index, "attempt": attempt}
+        return [self.ask(name, "query.open", **at)["result"] for name in NAMES]
+
+
+def context() -> Context:
+    return Context(run_id=RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config={})
