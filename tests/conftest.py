@@ -96,9 +96,7 @@ def houses(
 
     made: list[Any] = []
 
-    def make(
-        study: "Study" = tiny_study, base: "Base" = tiny_base, **replaced: dict[str, Any] | None
-    ) -> Any:
+    def make(study: "Study" = tiny_study, base: "Base" = tiny_base, **replaced: dict[str, Any] | None) -> Any:
         policy = Policy(studies=frozenset({study.id}), epsilon_limit=study.privacy.epsilon)
         made.append(
             tiny.House(

@@ -188,7 +188,7 @@ class House:
     def digests(self) -> set[bytes]:
         return {node.state.digest(self.study.id) for node in self.nodes.values()}
 
-    # -- one message at a time ---------------------------------------------------------------------------
+    # -- one message at a time, over the grid ------------------------------------------------------------
 
     def send(self, name: str, kind: str, content: RecordDict) -> Message:
         """Send one message over the grid and wait for the reply."""
@@ -206,20 +206,24 @@ class House:
         assert set(reply.content.keys()) == {"reply"}
         return dict(reply.content.config_records["reply"])
 
+    # -- one step at a time, without Flower; each does the steps before it --------------------------------
+
     def advertise(self, round_index: int = 1, attempt: int = 0) -> list[bytes]:
         self.service.begin(round_index, attempt)
-        at = {"round": round_index, "attempt": attempt}
-        return [self.ask(name, "query.advertise", **at)["round_key"] for name in NAMES]
+        return [node.advertise(round_index, attempt) for node in self.nodes.values()]
 
     def train(self, round_index: int = 1, attempt: int = 0) -> list[bytes]:
         keys = self.advertise(round_index, attempt)
-        at = {"round": round_index, "attempt": attempt}
-        return [self.ask(name, "train", **at, round_keys=keys)["header"] for name in NAMES]
+        return [node.train(round_index, attempt, keys) for node in self.nodes.values()]
 
     def open(self, round_index: int = 1, attempt: int = 0) -> list[bytes]:
         self.train(round_index, attempt)
-        at = {"round": round_index, "attempt": attempt}
-        return [self.ask(name, "query.open", **at)["result"] for name in NAMES]
+        return [node.open(round_index, attempt) for node in self.nodes.values()]
+
+    def close(self, round_index: int = 1, attempt: int = 0) -> None:
+        results = self.open(round_index, attempt)
+        for node in self.nodes.values():
+            node.close(round_index, attempt, results)
 
 
 def context() -> Context:

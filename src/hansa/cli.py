@@ -13,7 +13,7 @@ import traceback
 from importlib.metadata import version as package_version
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import click
 import typer
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 # Before anything imports Flower: no telemetry, no question for updates.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+# Before anything imports numpy or torch: workers are processes, so each linear-algebra library keeps to one thread.
+for _library in ("OMP", "OPENBLAS", "MKL"):
+    os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 
 EPILOG = "Exit status: 0 ok, 1 failed, 2 usage, 3 refused by policy, 65 data, 66 missing input, 78 configuration, 130 interrupted."
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -49,7 +52,13 @@ study_app = typer.Typer(
 app.add_typer(demo_app, name="demo")
 app.add_typer(study_app, name="study")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+
+def _option(text: str, *names: str) -> Any:
+    """Make an option whose help names its default itself."""
+    return typer.Option(*names, help=text, show_default=False)
+
+
+Json = Annotated[bool, _option("Print one JSON object on stdout and nothing else.", "--json")]
 
 
 @app.callback()
@@ -65,30 +74,24 @@ _verbose = False
 
 @demo_app.command("bank", epilog=EPILOG)
 def demo_bank(
-    participants: Annotated[
-        int, typer.Option(help="Banks; at least 3. Fewer than 15 are the first of the fifteen.")
-    ] = 15,
-    epsilon: Annotated[float, typer.Option(help="Privacy limit of each bank over all rounds.")] = 8.0,
-    rounds: Annotated[int | None, typer.Option(help="Rounds; the study's own number if not given.")] = None,
+    participants: Annotated[int, _option("Banks, at least 3 (15); fewer are the first of the fifteen.")] = 15,
+    epsilon: Annotated[float, _option("Privacy limit of each bank over all rounds (8).")] = 8.0,
+    rounds: Annotated[int | None, _option("Rounds (the study's own number).")] = None,
     partition: Annotated[
-        str,
-        typer.Option(help="How rows are dealt to banks: dirichlet (label skew) or segments (limit x age)."),
+        str, _option("How rows are dealt: dirichlet, label skew (default), or segments, limit x age.")
     ] = "dirichlet",
     seed: Annotated[
         int,
-        typer.Option(
-            min=0,
-            help="Public randomness: split, partition, initialisation. Noise and keys come from the system.",
-        ),
+        _option("Seed of the split, the partition and the start (0). Noise and keys come from the system."),
     ] = 0,
     compare: Annotated[
         bool,
-        typer.Option(
-            "--compare", help="Also train pooled, without noise, without compression, and alone with privacy."
+        _option(
+            "Also train pooled, without noise, without compression, and alone with privacy.", "--compare"
         ),
     ] = False,
-    study: Annotated[Path | None, typer.Option(help="Another study.toml over the same columns.")] = None,
-    output: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path(
+    study: Annotated[Path | None, _option("Another study.toml over the same columns.")] = None,
+    output: Annotated[Path, _option("Folder for report.html and report.json (hansa-demo).")] = Path(
         "hansa-demo"
     ),
     json_only: Json = False,
@@ -98,6 +101,8 @@ def demo_bank(
     from hansa.demo.report import prepare_directory, report_json, write_report
 
     started = time.monotonic()
+    if seed < 0:
+        raise UsageError(f"the seed is {seed}, below 0")
     signal.signal(signal.SIGTERM, _on_terminate)
     agreement, parquet = (
         _agreement(study).with_changes(participants=participants, epsilon=epsilon, rounds=rounds),

@@ -8,17 +8,16 @@ count, comments neither, and a default counts as if it were written down.
 A study holds no secret. This module reads it; it does not decide whether a participant agrees to it.
 """
 
-import difflib
 import hashlib
-import reprlib
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import rfc8785
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hansa import errors, labels
+from hansa.study_problems import lowered, problem_of
 
 PARTICIPANTS_LEAST = 3  # the sum of two shows each of them the other one's update
 PARTICIPANTS_MOST = 258  # three 8-bit lanes fit a 48-bit plaintext slot up to here
@@ -29,7 +28,6 @@ Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f
 Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 TrainedTensor = Literal["embedding", "class_token", "head", "attention", "experts"]
 Integer = Annotated[int, Field(ge=-_INTEGER_MOST, le=_INTEGER_MOST)]
-_REASONS = {"model_type": "must be a table", "tuple_type": "must be a list"}
 
 
 class _Settings(BaseModel):
@@ -213,9 +211,16 @@ class AggregationSettings(_Settings):
     """How updates are summed without being seen."""
 
     mode: Literal["strict"] = Field(default="strict", description="who may drop out of a round: nobody")
-    masks: bool = Field(default=True, description="whether updates carry pairwise masks")
-    encryption: Literal["bfv", "none"] = Field(default="bfv", description="homomorphic encryption of updates")
+    masks: bool = Field(default=True, description="updates carry pairwise masks; nothing else is built")
+    encryption: Literal["bfv"] = Field(default="bfv", description="homomorphic encryption of updates")
     participants: int = Field(description="participants of every round")
+
+    @field_validator("masks")
+    @classmethod
+    def _masked(cls, value: bool) -> bool:
+        if not value:
+            raise ValueError("updates without masks are not built")
+        return value
 
     @field_validator("participants")
     @classmethod
@@ -323,7 +328,7 @@ def load_study(path: Path) -> Study:
         with Path(path).open("rb") as file:
             raw = file.read(STUDY_BYTES_MOST + 1)
     except OSError as error:
-        reason = _lower(error.strerror)
+        reason = lowered(error.strerror)
         raise errors.StudyFileMissing(f"study file {str(path)!r} cannot be read: {reason}") from error
     if len(raw) > STUDY_BYTES_MOST:
         raise errors.StudySyntaxError(f"study file {str(path)!r} is longer than {STUDY_BYTES_MOST} bytes")
@@ -341,7 +346,7 @@ def parse_study(text: str) -> Study:
         return _validate(tomllib.loads(text))
     except ValueError as error:  # TOMLDecodeError, or an integer with thousands of digits
         line = f"at line {text.rstrip().count(chr(10)) + 1}, end of document"
-        message = _lower(str(error)).replace("at end of document", line)
+        message = lowered(str(error)).replace("at end of document", line)
         raise errors.StudySyntaxError(f"study is not TOML: {message}") from error
     except RecursionError as error:
         raise errors.StudySyntaxError("study is not TOML: values are nested too deeply") from error
@@ -352,48 +357,5 @@ def _validate(agreement: dict[str, Any]) -> Study:
     try:
         return Study.model_validate(agreement)
     except ValidationError as error:
-        details = error.errors(include_url=False)
-        # A misspelt key also leaves its right spelling missing: name the misspelling, it is the cause.
-        unknown = [detail for detail in details if detail["type"] == "extra_forbidden"]
-        problem = _unknown_key(unknown[0]["loc"]) if unknown else _invalid_value(dict(details[0]))
+        problem = problem_of(error, Study)
     raise problem  # outside the handler, so that pydantic's report does not travel along
-
-
-def _unknown_key(place: tuple[int | str, ...]) -> errors.UnknownKey:
-    allowed = _keys_allowed(place[:-1])
-    near = difflib.get_close_matches(str(place[-1]), allowed, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else "keys allowed here: " + ", ".join(allowed)
-    return errors.UnknownKey(f"unknown key {_dotted(place)!r}", hint=hint)
-
-
-def _keys_allowed(place: tuple[int | str, ...]) -> list[str]:
-    section: type[BaseModel] = Study
-    for part in place:
-        if isinstance(part, str):
-            section = _section(section.model_fields[part].annotation)
-    return [field.alias or name for name, field in section.model_fields.items()]
-
-
-def _section(annotation: Any) -> type[BaseModel]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return _section(get_args(annotation)[0])
-
-
-def _invalid_value(detail: dict[str, Any]) -> errors.InvalidValue:
-    path, value = _dotted(detail["loc"]), detail["input"]
-    reason = _REASONS.get(detail["type"], _lower(detail["msg"]))
-    if detail["type"] == "missing":
-        return errors.InvalidValue(f"{path} is missing")
-    if detail["type"] == "value_error":  # from a check of this module, which names the values itself
-        return errors.InvalidValue(": ".join(filter(None, [path, str(detail["ctx"]["error"])])))
-    scalar = isinstance(value, str | int | float)
-    return errors.InvalidValue(f"{path} = {reprlib.repr(value)}: {reason}" if scalar else f"{path}: {reason}")
-
-
-def _dotted(place: tuple[int | str, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")
-
-
-def _lower(message: str | None) -> str:
-    return message[:1].lower() + message[1:] if message else "unknown reason"

@@ -64,12 +64,20 @@ def make_small(  # noqa: PLR0913
     layout = TrainableLayout(model, trained)
     layout.freeze_rest(model)
     layout.load(model, np.random.default_rng(seed).normal(size=layout.size) * 0.4)
+    if "head" not in trained:  # a head at zero would hide every other gradient
+        model.head.data.normal_(generator=draws)
     if one_expert:  # equal logits everywhere: every token takes the same experts, all others are empty
         for block in model.blocks:
             block.experts.router.data.zero_()
     features = torch.randn(samples, tokens, 4, generator=draws, dtype=dtype) * used_JZ
     labels = (torch.rand(samples, generator=draws) < 0.5).to(dtype)
     return Small(model=model, layout=layout, features=features, labels=labels)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Work this small is slower on several threads, much slower on a busy machine."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

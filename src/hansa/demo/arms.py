@@ -22,11 +22,11 @@ from hansa.study import Study
 Vector = NDArray[np.float64]
 
 # Training without privacy. Chosen on another data set, like the study's own settings.
-EPOCHS = 30
-PATIENCE = 4
-LEARNING_RATE = 3e-3
+EPOCHS = 12
+PATIENCE = 3
+LEARNING_RATE = 5e-3
 WEIGHT_DECAY = 1e-2
-BATCH_ROWS = 64
+BATCH_ROWS = 128
 VALIDATION_SHARE = 0.2
 
 

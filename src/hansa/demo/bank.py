@@ -295,7 +295,7 @@ def _jobs(
         )
         return [found.mean_test, found.mean_own]
 
-    pooled_batch = 4 * arms.BATCH_ROWS
+    pooled_batch = 2 * arms.BATCH_ROWS
     return {
         "local_only_same_network": lambda bank: alone(
             arms.train_plainly(base, ground.banks[bank], seed=seed), bank

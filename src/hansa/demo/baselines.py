@@ -90,8 +90,10 @@ def public_scaling(public_features: Array) -> Scaling:
     return Scaling(mean=public_features.mean(axis=0), deviation=np.where(deviation > 0, deviation, 1.0))
 
 
-def logistic_regression(rows: LabelledRows, scaling: Scaling, *, seed: int) -> LogisticModel:
-    """Fit L2 logistic regression and choose its penalty on the rows themselves.
+def logistic_regression(
+    rows: LabelledRows, scaling: Scaling, *, seed: int, penalty: float | None = None
+) -> LogisticModel:
+    """Fit L2 logistic regression and choose its penalty on the rows themselves, unless one is given.
 
     1. Deal each class evenly to 5 folds; each fold is a stratified 20 % validation split.
     2. Take the penalty of the least mean validation log-loss; folds with one class on a side are left out.
@@ -101,6 +103,7 @@ def logistic_regression(rows: LabelledRows, scaling: Scaling, *, seed: int) -> L
         rows: The bank's rows.
         scaling: Public statistics of the features.
         seed: Seed of the folds.
+        penalty: Fixed penalty; a baseline that nobody tuned, for comparison.
 
     Guarantees:
         - Minimises sum of log-losses + penalty / 2 · |weights|² (intercept free) to a gradient of 1e-5 a row.
@@ -111,7 +114,8 @@ def logistic_regression(rows: LabelledRows, scaling: Scaling, *, seed: int) -> L
         return LogisticModel(
             scaling=scaling, weights=np.zeros(features.shape[1]), intercept=0.0, penalty=np.inf
         )
-    penalty = _chosen_penalty(features, rows.labels, seed)
+    if penalty is None:
+        penalty = _chosen_penalty(features, rows.labels, seed)
     solution = _fit(features, rows.labels, penalty, np.zeros(features.shape[1] + 1))
     return LogisticModel(
         scaling=scaling, weights=solution[:-1], intercept=float(solution[-1]), penalty=penalty
@@ -125,13 +129,14 @@ def local_logistic_auc(
     test: LabelledRows,
     own: Sequence[LabelledRows],
     seed: int,
+    penalty: float | None = None,
 ) -> LocalAuc:
     """Fit every bank alone and score it on the consortium-wide test rows and on rows like its own."""
     scaling = public_scaling(public_features)
     test_aucs: list[float] = []
     own_aucs: list[float | None] = []
     for rows, own_rows in zip(banks, own, strict=True):
-        model = logistic_regression(rows, scaling, seed=seed)
+        model = logistic_regression(rows, scaling, seed=seed, penalty=penalty)
         test_aucs.append(auc(model.scores(test.features), test.labels))
         both = len(np.unique(own_rows.labels)) == 2
         own_aucs.append(auc(model.scores(own_rows.features), own_rows.labels) if both else None)

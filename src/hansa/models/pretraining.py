@@ -151,7 +151,7 @@ def pretrain(
         optimizer.step()
         schedule.step()
         if progress is not None:
-            progress(step + 1, float(loss))
+            progress(step + 1, loss.item())
     model.eval()
 
 

@@ -66,7 +66,7 @@ class TrainableLayout:
         tensors = dict(model.named_parameters())
         with torch.no_grad():
             for slot in self.slots:
-                values = torch.from_numpy(vector[slot.start : slot.stop]).view(slot.shape)
+                values = torch.tensor(vector[slot.start : slot.stop]).view(slot.shape)
                 tensors[slot.name].copy_(values)
 
     def positions(self, names: Sequence[str]) -> NDArray[np.int64]:

