@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,11 +14,6 @@ if TYPE_CHECKING:
     from hansa.models.pretraining import Base
     from hansa.secure_agg.bfv import HeKey
     from hansa.study import Study
-
-with warnings.catch_warnings():
-    # typer imports a name that click deprecates; Flower and hansa.cli import typer, and here a warning is an error.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import typer  # noqa: F401
 
 
 @pytest.fixture(scope="session")

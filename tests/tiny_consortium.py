@@ -1,5 +1,6 @@
 """A tiny consortium in one process: four participants, a study of two rounds, every layer of protection on."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,16 @@ class Table:
                 features=encoder.encode(self.numeric, self.categorical),
                 labels=torch.tensor(self.labels, dtype=torch.float32),
             )
+
+
+class Untouchable:
+    """Private rows that no code may look at."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"the records were touched: {name}")
+
+    def __len__(self) -> int:
+        raise AssertionError("the records were counted")
 
 
 class Wire:
@@ -224,6 +235,17 @@ class House:
         results = self.open(round_index, attempt)
         for node in self.nodes.values():
             node.close(round_index, attempt, results)
+
+
+def entries(ledger: Path) -> list[dict[str, Any]]:
+    """What a ledger holds, line by line."""
+    lines = ledger.read_text().splitlines() if ledger.exists() else []
+    return [json.loads(json.loads(line)["body"]) for line in lines]
+
+
+def kinds(ledger: Path) -> list[str]:
+    """Whether each line reserves or commits."""
+    return [entry["kind"] for entry in entries(ledger)]
 
 
 def context() -> Context:

@@ -55,10 +55,13 @@ class Host:
         self._connection, theirs = _FORK.Pipe()
         _PARENTS_ENDS.add(self._connection)
         self._process = _FORK.Process(target=_work, args=(theirs, build), daemon=True)
+        # Ctrl-C waits until the worker has learned to ignore it.
+        unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._process.start()
         finally:
             theirs.close()
+            signal.pthread_sigmask(signal.SIG_SETMASK, unmasked)
 
     @property
     def process_id(self) -> int | None:
@@ -101,6 +104,7 @@ def peak_memory_bytes() -> int:
 
 def _work(connection: Connection, build: Callable[[Parent], Mapping[str, Service]]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for inherited in _PARENTS_ENDS:
         inherited.close()

@@ -46,7 +46,9 @@ def by_hand(x_RD: Tensor, w_EDN: Tensor, counts: list[int]) -> Tensor:
 
 
 def close(actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    torch.testing.assert_close(actual.double(), expected.double(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    torch.testing.assert_close(
+        actual.double(), expected.double(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
+    )
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -69,7 +71,9 @@ def test_forward_equals_the_reference(counts: list[int], dim: int, width: int, d
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(("dim", "width"), [(8, 16), (5, 3)])
-@pytest.mark.parametrize("counts", [c for c in COUNTS.values() if sum(c)], ids=[k for k in COUNTS if k != "no row"])
+@pytest.mark.parametrize(
+    "counts", [c for c in COUNTS.values() if sum(c)], ids=[k for k in COUNTS if k != "no row"]
+)
 def test_gradients_equal_the_reference(counts: list[int], dim: int, width: int, dtype: torch.dtype) -> None:
     x_RD, g_RN, w_EDN, ends_E = operands(counts, dim, width, dtype)
 

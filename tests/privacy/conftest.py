@@ -30,7 +30,7 @@ class Small:
         return np.flatnonzero(np.random.default_rng(seed).random(self.layout.size) < share)
 
 
-def make_small(  # noqa: PLR0913
+def make_small(
     *,
     samples: int = 6,
     tokens: int = 3,

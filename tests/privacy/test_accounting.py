@@ -1,5 +1,6 @@
 """Accounting: golden values, other accountants as bounds on both sides, tight calibration."""
 
+import itertools
 import math
 
 import pytest
@@ -38,7 +39,9 @@ def test_epsilon_is_at_most_the_looser_renyi_bound(setting: tuple[float, float, 
 
 
 @pytest.mark.parametrize("setting", [(0.01, 1.0, 1000), (0.01, 0.6, 1000), (0.2, 1.0, 30)], ids=str)
-def test_within_half_a_percent_of_two_other_accountants(setting: tuple[float, float, int]) -> None:
+def test_within_half_a_percent_of_opacus_prv_accountant_and_inside_its_bounds(
+    setting: tuple[float, float, int],
+) -> None:
     sample_rate, noise_multiplier, steps = setting
     accountant = PRVAccountant()
     accountant.history = [(noise_multiplier, sample_rate, steps)]
@@ -49,7 +52,9 @@ def test_within_half_a_percent_of_two_other_accountants(setting: tuple[float, fl
 
 
 @pytest.mark.parametrize(("sigma", "steps"), [(1.0, 1), (3.0, 4), (10.0, 30)])
-def test_without_sampling_it_is_the_closed_form_of_the_gaussian_mechanism(sigma: float, steps: int) -> None:
+def test_within_half_a_percent_of_the_closed_form_where_there_is_no_sampling(
+    sigma: float, steps: int
+) -> None:
     # Balle & Wang 2018, theorem 8, at sensitivity sqrt(steps)
     mu = math.sqrt(steps) / sigma
 
@@ -64,7 +69,7 @@ def test_without_sampling_it_is_the_closed_form_of_the_gaussian_mechanism(sigma:
 def test_grows_with_the_number_of_steps() -> None:
     series = [epsilon(0.1, 1.2, steps) for steps in (0, 1, 2, 3, 10, 30, 100, 300)]
     assert series[0] == 0.0
-    assert all(before < after for before, after in zip(series, series[1:], strict=False))
+    assert all(before < after for before, after in itertools.pairwise(series))
 
 
 def test_more_noise_a_lower_rate_or_a_larger_delta_cost_less() -> None:

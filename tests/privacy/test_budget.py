@@ -189,7 +189,10 @@ DAMAGE: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "fewer steps": lambda lines: [lines[0], with_entry(lines[1], steps=1), *lines[2:]],
     "more noise": lambda lines: [*lines[:3], with_entry(lines[3], noise_multiplier=9.0)],
     "reservation turned into a commit": lambda lines: [with_entry(lines[0], kind="commit"), *lines[1:]],
-    "one bit flipped": lambda lines: [bytes([lines[0][40] ^ 1]).join([lines[0][:40], lines[0][41:]]), *lines[1:]],
+    "one bit flipped": lambda lines: [
+        bytes([lines[0][40] ^ 1]).join([lines[0][:40], lines[0][41:]]),
+        *lines[1:],
+    ],
     "last line cut short": lambda lines: [*lines[:3], lines[3][:-10]],
     "last newline missing": lambda lines: [*lines[:3], lines[3][:-1]],
     "empty line": lambda lines: [*lines[:2], b"\n", *lines[2:]],
@@ -214,7 +217,8 @@ def test_a_damaged_ledger_is_refused(ledger: Path, damage: Callable[[list[bytes]
 
 
 @pytest.mark.parametrize(
-    "changes", [{"kind": "refund"}, {"steps": -2}, {"steps": math.inf}, {"steps": "two"}, {"sample_rate": None}]
+    "changes",
+    [{"kind": "refund"}, {"steps": -2}, {"steps": math.inf}, {"steps": "two"}, {"sample_rate": None}],
 )
 def test_an_entry_that_makes_no_sense_is_refused_even_with_a_right_hash(
     ledger: Path, changes: dict[str, object]

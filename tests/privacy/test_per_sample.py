@@ -1,5 +1,6 @@
 """Per-sample clipping: equal to a loop over single samples, bounded, additive, and deaf to samples that are not finite."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,9 @@ def close(actual: NDArray[np.float64], expected: NDArray[np.float64], relative: 
 
 
 @settings(deadline=None, max_examples=50, derandomize=True)
-@given(shape=SHAPES, top_k=st.integers(1, 4), share=st.sampled_from([None, 0.0, 0.05, 0.5, 1.0]), data=st.data())
+@given(
+    shape=SHAPES, top_k=st.integers(1, 4), share=st.sampled_from([None, 0.0, 0.05, 0.5, 1.0]), data=st.data()
+)
 def test_equals_a_loop_over_single_samples(
     small: Callable[..., Any], shape: dict[str, Any], top_k: int, share: float | None, data: st.DataObject
 ) -> None:
@@ -209,7 +212,7 @@ def test_splitting_a_batch_into_parts_and_adding_their_sums_gives_the_sum_of_the
             support_K=support,
             clip_norm=0.3,
         )
-        for start, stop in zip(edges, edges[1:], strict=False)
+        for start, stop in itertools.pairwise(edges)
     ]
     close(np.sum([part.sum_K for part in parts], axis=0), whole.sum_K)
     close(np.concatenate([part.norms_B for part in parts]), whole.norms_B)

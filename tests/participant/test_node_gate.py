@@ -1,0 +1,141 @@
+"""A participant refuses before it reads a record or spends anything."""
+
+import pytest
+
+from hansa import errors
+from hansa.participant.policy import REQUIRED_LAYERS, Policy
+from hansa.privacy.accounting import epsilon_of
+from hansa.privacy.budget import Budget
+
+
+class Watched:
+    """Private rows that call back before every look at them."""
+
+    def __init__(self, rows, looked_at):
+        self._rows, self._looked_at = rows, looked_at
+
+    def __getattr__(self, name):
+        self._looked_at()
+        return getattr(self._rows, name)
+
+
+def cost(node, study, steps=1):
+    return epsilon_of(
+        noise_multiplier=node.noise_multiplier,
+        sample_rate=study.privacy.sample_rate,
+        steps=steps,
+        delta=study.privacy.delta,
+    )
+
+
+def test_the_reservation_of_a_round_is_on_the_disk_before_a_record_is_read(
+    houses, tiny, tiny_tables, tiny_study
+):
+    looks = []
+
+    def looked_at():
+        found = tiny.entries(house.ledgers["bank-2"])
+        assert found[-1]["kind"] == "reserve"
+        looks.append(found[-1]["round"])
+
+    house = houses(rows={"bank-2": Watched(tiny_tables["bank-2"].rows, looked_at)})
+    node = house.nodes["bank-2"]
+    house.run()
+    assert set(looks) == {1, 2}
+    for name in tiny.NAMES:
+        found = tiny.entries(house.ledgers[name])
+        assert [(entry["kind"], entry["round"]) for entry in found] == [
+            ("reserve", 1),
+            ("commit", 1),
+            ("reserve", 2),
+            ("commit", 2),
+        ]
+        assert all(
+            entry["noise_multiplier"] == node.noise_multiplier
+            and (entry["sample_rate"], entry["steps"]) == (0.5, 1)
+            and entry["study"] == tiny_study.id
+            for entry in found
+        )
+    assert node.budget.epsilon() == cost(node, tiny_study, steps=2) <= tiny_study.privacy.epsilon
+
+
+def refusing(study, **changes):
+    return Policy(**({"studies": frozenset({study.id}), "epsilon_limit": 8.0} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"epsilon_limit": 0.5}, errors.BudgetExhausted),
+        ({"delta_limit": 1e-6}, errors.BudgetExhausted),
+        ({"studies": frozenset({"0" * 64})}, errors.UnknownStudy),
+        ({"required_layers": REQUIRED_LAYERS | {"in_slot_tag"}}, errors.LayerMissing),
+        ({"required_layers": REQUIRED_LAYERS | {"no such layer"}}, errors.LayerMissing),
+        ({"smallest_cohort": 5}, errors.CohortTooSmall),
+    ],
+)
+def test_a_refusal_reads_nothing_spends_nothing_and_leaves_as_its_code(
+    houses, tiny_study, changes, kind, tiny
+):
+    house = houses(rows={"bank-1": tiny.Untouchable()}, policies={"bank-1": refusing(tiny_study, **changes)})
+    with pytest.raises(errors.ParticipantLost, match=f"^bank-1 refused: {kind.code}$"):
+        house.run()
+    assert [type(error) for error in house.errors["bank-1"]] == [kind]
+    assert not house.ledgers["bank-1"].exists()
+    assert house.nodes["bank-1"].budget.epsilon() == 0
+    assert not house.wires["bank-1"].sent
+
+
+@pytest.mark.parametrize("layer", sorted(REQUIRED_LAYERS))
+def test_a_study_that_switches_a_required_layer_off_is_refused(house, monkeypatch, layer):
+    """No study file can say so at present; the participant looks all the same."""
+    protections = type(house.study).protections
+    monkeypatch.setattr(type(house.study), "protections", lambda study: protections(study) | {layer: False})
+    with pytest.raises(errors.ParticipantLost, match="layer_missing"):
+        house.run()
+    assert layer in house.errors["bank-1"][0].message
+    assert not any(ledger.exists() for ledger in house.ledgers.values())
+
+
+@pytest.mark.parametrize("participants", [3, 5])
+def test_a_roster_of_another_size_than_the_study_is_refused(
+    houses, tiny_study, tiny_bases, tiny, participants
+):
+    study = tiny_study.with_changes(participants=participants)
+    house = houses(study, tiny_bases(study), rows=dict.fromkeys(tiny.NAMES, tiny.Untouchable()))
+    with pytest.raises(errors.ParticipantLost, match="cohort_mismatch"):
+        house.run()
+    assert not any(ledger.exists() for ledger in house.ledgers.values())
+
+
+def test_the_round_that_would_pass_the_limit_is_refused_and_the_one_before_it_is_not(
+    houses, tiny_study, tiny_tables
+):
+    looks = []
+    rows = Watched(tiny_tables["bank-4"].rows, lambda: looks.append(house.nodes["bank-4"].state.round))
+    whole = cost(houses().nodes["bank-4"], tiny_study, steps=2)
+    policy = refusing(tiny_study, epsilon_limit=whole * 0.999)
+    house = houses(rows={"bank-4": rows}, policies={"bank-4": policy})
+    kept = []
+
+    def after_first(_):
+        wire, ledger = house.wires["bank-4"], house.ledgers["bank-4"]
+        kept.extend([house.nodes["bank-4"].state.digest(tiny_study.id), ledger.read_bytes(), len(wire.sent)])
+
+    with pytest.raises(errors.ParticipantLost, match="bank-4 refused: budget_exhausted"):
+        house.run(after_first)
+    assert set(looks) == {0}
+    node = house.nodes["bank-4"]
+    ledger, sent = house.ledgers["bank-4"].read_bytes(), len(house.wires["bank-4"].sent)
+    assert kept == [node.state.digest(tiny_study.id), ledger, sent]
+    assert node.budget.epsilon() == cost(node, tiny_study)
+
+
+def test_an_abandoned_attempt_stays_spent(house, tiny_study, tiny):
+    house.train(1, 0)
+    house.close(1, 1)
+    node = house.nodes["bank-1"]
+    assert tiny.kinds(house.ledgers["bank-1"]) == ["reserve", "reserve", "commit"]
+    assert node.budget.epsilon() == cost(node, tiny_study, steps=2)
+    again = Budget(house.ledgers["bank-1"], epsilon_limit=8.0, delta=tiny_study.privacy.delta)
+    assert again.epsilon() == node.budget.epsilon()
