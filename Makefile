@@ -1,5 +1,5 @@
 # The commands of the project. `make demo` and `make test` need Python 3.11, make and pip, nothing else.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -153,3 +153,29 @@ def test_results_that_are_not_the_rosters_for_this_round_do_not_close_it(house):
     with pytest.raises(errors.CohortMismatch):
         node.close(1, 0, results[:3])
     node.close(1, 0, results)
+
+
+def test_after_a_sum_that_could_not_be_opened_nothing_more_is_entered(house):
+    keys = house.advertise()
+    for other in house.nodes.values():
+        other.train(1, 0, keys)
+    node = house.nodes["bank-1"]
+    honest = node._aggregator
+    node._aggregator = _Forger(honest)
+    with pytest.raises(errors.ProtocolError):
+        node.open(1, 0)
+    node._aggregator = honest
+    with pytest.raises(errors.OutOfOrder, match="could not be opened"):
+        node.advertise(1, 1)
+    assert house.nodes["bank-2"].open(1, 0)
+
+
+class _Forger:
+    """Hands out the true headers with a damaged aggregate."""
+
+    def __init__(self, honest):
+        self._honest = honest
+
+    def download(self, round_index, attempt):
+        headers, aggregate = self._honest.download(round_index, attempt)
+        return headers, [aggregate[0][:-1], *aggregate[1:]]

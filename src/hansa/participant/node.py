@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hansa.errors import OutOfOrder, StaleRound
 from hansa.models.trainable import TrainableLayout
@@ -126,6 +127,7 @@ class ParticipantNode:
         self._round: ParticipantRound | None = None
         self._at = (0, 0)  # round and attempt of `_round`
         self._awaits_close = False
+        self._halted = False
         self._support = np.zeros(0, dtype=np.int64)
         self._spending: Spending | None = None
         # Local only: durations tell about the number of records.
@@ -209,7 +211,7 @@ class ParticipantNode:
         if self._spending is None:
             raise OutOfOrder(f"round {round_index} was opened before it was trained")
         headers, aggregate = self._timed("download", lambda: self._aggregator.download(round_index, attempt))
-        total = self._timed("decrypt", lambda: running.open(headers, aggregate))
+        total = self._timed("decrypt", lambda: self._opened(running, headers, aggregate))
         mean = dequantise_sum(
             total, self._bound, self._study.compression.bits, self._study.aggregation.participants
         )
@@ -235,7 +237,21 @@ class ParticipantNode:
         verify_results(results, self._membership.roster, round_index, attempt)
         self._awaits_close = False
 
+    def _opened(
+        self, running: ParticipantRound, headers: Sequence[bytes], aggregate: Sequence[bytes]
+    ) -> NDArray[np.int64]:
+        """Open a sum; after one that cannot be opened this participant takes part in nothing more.
+
+        BFV is not secure against chosen ciphertexts: each answer to one tells a bit about the key, so there is one at most.
+        """
+        self._halted = True
+        total = running.open(headers, aggregate)
+        self._halted = False
+        return total
+
     def _verify_next(self, round_index: int) -> None:
+        if self._halted:
+            raise OutOfOrder(f"round {round_index} was asked for after a sum that could not be opened")
         expected = self.state.round + 1
         if round_index < expected:
             raise StaleRound(f"round {round_index} is over, the next one is {expected}")
