@@ -180,9 +180,12 @@ def version(json_only: Json = False) -> None:
 def main() -> NoReturn:
     """Run the command line and end the process with its exit status."""
     try:
-        sys.exit(_run())
+        status = _run()
     except KeyboardInterrupt:
-        sys.exit(_tell(Interrupted("stopped; keys and state of the run are removed")))
+        status = Interrupted.exit_status
+    if status == Interrupted.exit_status:  # typer turns Ctrl-C into this status without a word
+        _tell(Interrupted("stopped; keys and state of the run are removed"))
+    sys.exit(status)
 
 
 def _run() -> int:
