@@ -12,7 +12,6 @@ import pytest
 if TYPE_CHECKING:
     from hansa.models.features import FeatureEncoder
     from hansa.models.pretraining import Base
-    from hansa.secure_agg.bfv import HeKey
     from hansa.study import Study
 
 
@@ -70,10 +69,10 @@ def tiny_tables(tiny: ModuleType, tiny_encoder: "FeatureEncoder") -> dict[str, A
 
 
 @pytest.fixture(scope="session")
-def house_key(tiny: ModuleType) -> "HeKey":
-    from hansa.secure_agg.bfv import HeKey
+def strict_study(tiny: ModuleType) -> "Study":
+    from hansa.study import parse_study
 
-    return HeKey.generate()
+    return parse_study(tiny.TINY_STUDY.replace('"quorum"', '"strict"'))
 
 
 @pytest.fixture
@@ -81,8 +80,8 @@ def houses(
     tiny: ModuleType,
     tiny_study: "Study",
     tiny_base: "Base",
+    tiny_encoder: "FeatureEncoder",
     tiny_tables: dict[str, Any],
-    house_key: "HeKey",
     tmp_path: Path,
 ) -> Iterator[Callable[..., Any]]:
     """Make a house; `rows`, `policies` and `random` replace those of the members that they name."""
@@ -90,16 +89,22 @@ def houses(
 
     made: list[Any] = []
 
-    def make(study: "Study" = tiny_study, base: "Base" = tiny_base, **replaced: dict[str, Any] | None) -> Any:
+    def make(
+        study: "Study" = tiny_study,
+        base: "Base" = tiny_base,
+        names: tuple[str, ...] = tiny.NAMES,
+        **replaced: dict[str, Any] | None,
+    ) -> Any:
         policy = Policy(studies=frozenset({study.id}), epsilon_limit=study.privacy.epsilon)
+        for name in names:
+            tiny_tables.setdefault(name, tiny.Table(name, tiny_encoder))
         made.append(
             tiny.House(
                 study,
                 base,
-                house_key,
                 tmp_path / f"house-{len(made)}",
-                rows={name: tiny_tables[name].rows for name in tiny.NAMES} | (replaced.get("rows") or {}),
-                policies=dict.fromkeys(tiny.NAMES, policy) | (replaced.get("policies") or {}),
+                rows={name: tiny_tables[name].rows for name in names} | (replaced.get("rows") or {}),
+                policies=dict.fromkeys(names, policy) | (replaced.get("policies") or {}),
                 random=replaced.get("random") or {},
             )
         )
@@ -113,3 +118,8 @@ def houses(
 @pytest.fixture
 def house(houses: Callable[..., Any]) -> Any:
     return houses()
+
+
+@pytest.fixture
+def strict_house(houses: Callable[..., Any], strict_study: "Study", tiny_bases: "Callable[..., Base]") -> Any:
+    return houses(strict_study, tiny_bases(strict_study))

@@ -18,16 +18,18 @@ from hansa.local_grid import RUN_ID, LocalGrid, from_bytes, to_bytes
 from hansa.models.features import FeatureEncoder
 from hansa.models.pretraining import Base
 from hansa.participant.app import make_client_app
-from hansa.participant.node import Membership, ParticipantNode
+from hansa.participant.node import ParticipantNode, terms_of
 from hansa.participant.policy import Policy
 from hansa.participant.trainer import Rows
 from hansa.privacy.noise import SecretRandom
-from hansa.secure_agg.bfv import HeKey
+from hansa.secure_agg.aggregator import RoundAggregator
 from hansa.secure_agg.identity import Identity, Roster
+from hansa.secure_agg.relay import EpochRelay, PackageBoard
+from hansa.secure_agg.store import MemoryStore
 from hansa.study import Study
 
 NAMES = ("bank-1", "bank-2", "bank-3", "bank-4")
-NODES = {name: 100 + number for number, name in enumerate(NAMES)}
+EPOCH = 1
 RECORDS = 80
 
 TINY_STUDY = """
@@ -76,6 +78,7 @@ kept_share = 0.3
 always = ["embedding", "class_token", "head", "attention"]
 
 [aggregation]
+mode = "quorum"
 participants = 4
 """
 
@@ -125,40 +128,41 @@ class Wire:
 
 
 class House:
-    """Four nodes and a coordinator; the handlers of a one-lane grid call the ClientApps directly."""
+    """Nodes and a coordinator; the handlers of a one-lane grid call the ClientApps directly."""
 
     def __init__(
         self,
         study: Study,
         base: Base,
-        he_key: HeKey,
         directory: Path,
         *,
         rows: dict[str, Any],
         policies: dict[str, Policy],
         random: dict[str, SecretRandom],
     ) -> None:
-        self.study, self.base, self.he_key = study, base, he_key
-        self.identities = {name: Identity.generate() for name in NAMES}
-        self.group_key = np.random.default_rng().bytes(32)
+        self.study, self.base, self.names = study, base, tuple(rows)
+        self.node_ids = {name: 100 + number for number, name in enumerate(self.names)}
+        self.identities = {name: Identity.generate() for name in self.names}
         self.roster = Roster(
             session_id=np.random.default_rng().bytes(16),
             study_id=bytes.fromhex(study.id),
-            members=tuple((name, self.identities[name].public) for name in NAMES),
+            members=tuple((name, self.identities[name].public) for name in self.names),
         )
-        self.membership = Membership(roster=self.roster, he_key=he_key, group_key=self.group_key)
-        self.service = AggregationService(self.roster)
-        self.wires = {name: Wire(self.service) for name in NAMES}
+        self.terms = terms_of(study)
+        self.service = AggregationService(self.roster, self.terms)
+        self.wires = {name: Wire(self.service) for name in self.names}
+        self.stores = {name: MemoryStore() for name in self.names}
         self.nodes: dict[str, ParticipantNode] = {}
-        self.ledgers = {name: directory / name / "ledger.jsonl" for name in NAMES}
-        for name in NAMES:
+        self.ledgers = {name: directory / name / "ledger.jsonl" for name in self.names}
+        for name in self.names:
             (directory / name).mkdir(parents=True)
             self.nodes[name] = ParticipantNode(
                 name=name,
                 identity=self.identities[name],
                 study=study,
                 policy=policies[name],
-                membership=self.membership,
+                roster=self.roster,
+                store=self.stores[name],
                 model=base.model(),
                 layout=base.layout,
                 rows=rows[name],
@@ -166,16 +170,21 @@ class House:
                 aggregator=self.wires[name],
                 random=random.get(name),
             )
-        self.errors: dict[str, list[Error]] = {name: [] for name in NAMES}
+        self.errors: dict[str, list[Error]] = {name: [] for name in self.names}
         self.apps = {
-            name: make_client_app(self.nodes[name], report=self.errors[name].append) for name in NAMES
+            name: make_client_app(self.nodes[name], report=self.errors[name].append) for name in self.names
         }
         self.grid_bytes: list[tuple[str, bytes]] = []
         self.grid = LocalGrid(
-            {NODES[name]: self._handler(name) for name in NAMES},
-            dict.fromkeys(NODES.values(), 0),
+            {self.node_ids[name]: self._handler(name) for name in self.names},
+            dict.fromkeys(self.node_ids.values(), 0),
             tap=lambda direction, data: self.grid_bytes.append((direction, data)),
         )
+        self.relay = EpochRelay(self.roster, EPOCH)
+        self.board: PackageBoard | None = None
+        self.aggregator: RoundAggregator | None = None
+        self.packages: list[bytes] = []
+        self.shares: dict[str, list[bytes]] = {}
 
     def _handler(self, name: str) -> Callable[[bytes], bytes]:
         return lambda message: to_bytes(self.apps[name](from_bytes(message), context()))
@@ -185,7 +194,8 @@ class House:
     def server_app(self, on_round: Callable[[RoundSummary], None] | None = None, **changes: Any) -> Any:
         arguments: dict[str, Any] = {
             "roster": self.roster,
-            "nodes": NODES,
+            "terms": self.terms,
+            "nodes": self.node_ids,
             "aggregation": self.service,
             "rounds": self.study.training.rounds,
             "deadline_seconds": 60.0,
@@ -203,7 +213,7 @@ class House:
 
     def send(self, name: str, kind: str, content: RecordDict) -> Message:
         """Send one message over the grid and wait for the reply."""
-        message = Message(content, dst_node_id=NODES[name], message_type=kind)
+        message = Message(content, dst_node_id=self.node_ids[name], message_type=kind)
         ids = list(self.grid.push_messages([message]))
         until = time.monotonic() + 60
         while not (replies := list(self.grid.pull_messages(ids))):
@@ -219,19 +229,66 @@ class House:
 
     # -- one step at a time, without Flower; each does the steps before it --------------------------------
 
-    def advertise(self, round_index: int = 1, attempt: int = 0) -> list[bytes]:
-        self.service.begin(round_index, attempt)
-        return [node.advertise(round_index, attempt) for node in self.nodes.values()]
+    def voted(self) -> list[bytes]:
+        """Steps 0.1 to 0.3."""
+        for node in self.nodes.values():
+            self.relay.accept_join(node.join(EPOCH))
+        self.relay.accept_deal(self.nodes[self.relay.dealer].deal(self.relay.joins()))
+        for node in self.nodes.values():
+            self.relay.accept_vote(node.vote(self.relay.joins(), self.relay.deal()))
+        return self.relay.votes()
+
+    def enter(self) -> None:
+        """Step 0.4; nothing if the epoch was entered."""
+        if self.board is None:
+            votes = self.voted()
+            self.board = PackageBoard(self.roster, self.terms, EPOCH)
+            for node in self.nodes.values():
+                self.post(node.enter(votes))
+
+    def post(self, packages: list[tuple[bytes, list[bytes]]]) -> None:
+        for signed, sealed in packages:
+            self.board.accept(signed, sealed)
+
+    def begin(self, round_index: int = 1, attempt: int = 0, cohort: Any = None) -> tuple[Any, Any]:
+        """Hand out a cohort's packages; give them with each member's shares."""
+        self.enter()
+        self.aggregator = self.service.begin(EPOCH, round_index, attempt, cohort or self.names)
+        self.packages, self.shares = self.board.take(cohort or self.names)
+        return self.packages, self.shares
 
     def train(self, round_index: int = 1, attempt: int = 0) -> list[bytes]:
-        keys = self.advertise(round_index, attempt)
-        return [node.train(round_index, attempt, keys) for node in self.nodes.values()]
+        """Step 1; the roster is closed."""
+        self.begin(round_index, attempt)
+        headers = [
+            node.train(round_index, attempt, self.packages, self.shares[name])
+            for name, node in self.nodes.items()
+        ]
+        self.service.close()
+        return headers
+
+    def answer(self, round_index: int = 1, attempt: int = 0) -> list[bytes]:
+        """Step 2; nobody is missing, so the answers are releases."""
+        self.train(round_index, attempt)
+        for node in self.nodes.values():
+            self.aggregator.accept_answer(node.answer(round_index, attempt))
+        return self.aggregator.releases()
 
     def open(self, round_index: int = 1, attempt: int = 0) -> list[bytes]:
-        self.train(round_index, attempt)
-        return [node.open(round_index, attempt) for node in self.nodes.values()]
+        """Step 3."""
+        opened = []
+        if self.terms.strict:
+            self.train(round_index, attempt)
+            opened = [node.open(round_index, attempt) for node in self.nodes.values()]
+        else:
+            releases = self.answer(round_index, attempt)
+            opened = [node.unmask(round_index, attempt, releases) for node in self.nodes.values()]
+        for _, packages in opened:
+            self.post(packages)
+        return [result for result, _ in opened]
 
     def close(self, round_index: int = 1, attempt: int = 0) -> None:
+        """Step 4."""
         results = self.open(round_index, attempt)
         for node in self.nodes.values():
             node.close(round_index, attempt, results)

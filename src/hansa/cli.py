@@ -90,6 +90,7 @@ def demo_bank(
             "Also train pooled, without noise, without compression, and alone with privacy.", "--compare"
         ),
     ] = False,
+    drop: Annotated[int, _option("Banks that vanish in every round, each at a random stage (0).")] = 0,
     study: Annotated[Path | None, _option("Another study.toml over the same columns.")] = None,
     output: Annotated[Path, _option("Folder for report.html and report.json (hansa-demo).")] = Path(
         "hansa-demo"
@@ -103,6 +104,8 @@ def demo_bank(
     started = time.monotonic()
     if seed < 0:
         raise UsageError(f"the seed is {seed}, below 0")
+    if drop < 0:
+        raise UsageError(f"the number of banks that vanish is {drop}, below 0")
     signal.signal(signal.SIGTERM, _on_terminate)
     agreement, parquet = (
         _agreement(study).with_changes(participants=participants, epsilon=epsilon, rounds=rounds),
@@ -123,7 +126,9 @@ def demo_bank(
         display.phase("loading")
         from hansa.demo.bank import BankDemo, DemoOptions, with_total_seconds, workers_here
 
-        options = DemoOptions(partition=partition, seed=seed, compare=compare, workers=workers_here())
+        options = DemoOptions(
+            partition=partition, seed=seed, compare=compare, workers=workers_here(), drop=drop
+        )
         result = BankDemo(agreement, parquet, options, display).run()
         result = with_total_seconds(result, time.monotonic() - started)
         paths = write_report(result, output)

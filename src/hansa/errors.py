@@ -16,10 +16,16 @@ Error
 │   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
 │   ├── StaleRound, WrongSession, PackageReuse, OwnKeyMismatch, UploadReuse, OutOfOrder
 │   ├── MalformedCiphertext, CiphertextSizeMismatch, AggregateHashMismatch, HeParameterMismatch
-│   ├── AggregateRangeViolation, ModelDivergence, ParticipantLost
+│   ├── AggregateRangeViolation, AggregateTagMismatch, ModelDivergence, TranscriptDivergence, ParticipantLost
+│   ├── MessageTooLarge, DuplicateMessage, WrongEpoch, HeKeyMismatch, StateRollback, AlreadyReleased
+│   ├── PackageHashMismatch, ShareOpenFailed, ShareHashMismatch, ShareCommitmentMismatch, NotEnoughShares
+│   ├── NotInCohort, RosterNotSubset, RosterTooSmall, RosterEquivocation, NotEnoughConsents
+│   ├── OwnUploadMissing, OwnUploadAltered, GroupSealInvalid
 │   └── UpdateShapeMismatch, UpdateNotFinite, UpdateOutOfRange
 ├── ReportValueInvalid            exit 1    a result holds a value that no report may show
 ├── OutputNotWritable             exit 73   a report cannot be written where it was asked for
+├── StateError                    exit 1    what a party must remember is damaged, in use or not writable
+│   └── StoreDamaged, StoreInUse, StoreNotWritable (exit 73), KeyFileUnsafe (exit 78)
 ├── WorkerFailed                  exit 1    a worker process of the embedded consortium died
 ├── InternalFailure               exit 1    something failed that hansa did not foresee
 └── Interrupted                   exit 130  stopped by the user
@@ -326,6 +332,135 @@ class ModelDivergence(ProtocolError):
     code = "model_divergence"
 
 
+class MessageTooLarge(MalformedMessage):
+    """A message is longer than any message of its kind can be."""
+
+    code = "message_too_large"
+
+
+class DuplicateMessage(ProtocolError):
+    """A participant's message of one kind came twice in one attempt."""
+
+    code = "duplicate_message"
+
+
+class WrongEpoch(ProtocolError):
+    """A message belongs to another epoch of the session."""
+
+    code = "wrong_epoch"
+
+
+class HeKeyMismatch(ProtocolError):
+    """The keys that the dealer sealed are not those that it committed to, or cannot be opened."""
+
+    code = "he_key_mismatch"
+
+
+class PackageHashMismatch(ProtocolError):
+    """A sealed share is not the one whose hash stands in the signed package."""
+
+    code = "package_hash_mismatch"
+
+
+class ShareOpenFailed(ProtocolError):
+    """A sealed share does not open under the key of its two ends."""
+
+    code = "share_open_failed"
+
+
+class ShareHashMismatch(ProtocolError):
+    """An opened share is not the one whose hash stands in the signed package."""
+
+    code = "share_hash_mismatch"
+
+
+class ShareCommitmentMismatch(ProtocolError):
+    """Shares that match their hashes do not give the secret that their dealer committed to."""
+
+    code = "share_commitment_mismatch"
+
+
+class NotEnoughShares(ProtocolError):
+    """Fewer good shares than the threshold."""
+
+    code = "not_enough_shares"
+
+
+class NotInCohort(ProtocolError):
+    """The participant is not in the cohort that it was asked to take part in."""
+
+    code = "not_in_cohort"
+
+
+class RosterNotSubset(ProtocolError):
+    """The roster of an attempt names somebody who is not in its cohort."""
+
+    code = "roster_not_subset"
+
+
+class RosterTooSmall(ProtocolError):
+    """Fewer members uploaded than the threshold; the attempt cannot be opened."""
+
+    code = "roster_too_small"
+    default_hint = "begin another attempt when enough participants are back"
+
+
+class RosterEquivocation(ProtocolError):
+    """Two different rosters or aggregates were shown for one attempt."""
+
+    code = "roster_equivocation"
+
+
+class NotEnoughConsents(ProtocolError):
+    """Fewer members than the threshold agreed to a roster with dropouts."""
+
+    code = "not_enough_consents"
+
+
+class OwnUploadMissing(ProtocolError):
+    """The participant uploaded, and the roster that it was shown leaves it out."""
+
+    code = "own_upload_missing"
+
+
+class OwnUploadAltered(ProtocolError):
+    """The header shown under the participant's own name is not the one that it signed."""
+
+    code = "own_upload_altered"
+
+
+class AlreadyReleased(ProtocolError):
+    """The participant has released shares for this model state; it does so once."""
+
+    code = "already_released"
+    default_hint = "a second release would open one participant's update; go on from the next model state"
+
+
+class GroupSealInvalid(ProtocolError):
+    """The shares in a release do not open under the participants' group key."""
+
+    code = "group_seal_invalid"
+
+
+class AggregateTagMismatch(ProtocolError):
+    """The decrypted aggregate is not the sum of the uploads of the roster."""
+
+    code = "aggregate_tag_mismatch"
+
+
+class TranscriptDivergence(ProtocolError):
+    """Participants continue different histories."""
+
+    code = "transcript_divergence"
+
+
+class StateRollback(ProtocolError):
+    """The others have seen this participant further than its own store says: an old copy was restored."""
+
+    code = "state_rollback"
+    default_hint = "do not restore old copies of the store; join again in a new epoch"
+
+
 class ParticipantLost(ProtocolError):
     """A participant did not answer, or answered with an error; strict mode cannot go on without it."""
 
@@ -367,6 +502,43 @@ class OutputNotWritable(Error):
     code = "output_not_writable"
     exit_status = 73
     default_hint = "give a folder that you may write to with --output"
+
+
+class StateError(Error):
+    """What a party must remember from one step to the next cannot be read or kept."""
+
+    code = "state"
+    default_hint = "nothing was sent; repair the store before this participant goes on"
+
+
+class StoreDamaged(StateError):
+    """The store was altered, cut short, or sealed under another key."""
+
+    code = "store_damaged"
+    default_hint = "do not restore a backup; remove the store and join again in a new epoch"
+
+
+class StoreInUse(StateError):
+    """Another process has the store open."""
+
+    code = "store_in_use"
+    default_hint = "only one process may serve a participant; stop the other one"
+
+
+class StoreNotWritable(StateError):
+    """State cannot be written to disk; the old state stands."""
+
+    code = "store_not_writable"
+    exit_status = 73
+    default_hint = "free disk space or correct the permissions, then try again"
+
+
+class KeyFileUnsafe(StateError):
+    """The file of a store's key is not a file that only its owner can read."""
+
+    code = "key_file_unsafe"
+    exit_status = 78
+    default_hint = "chmod 600 the file; if others could have read it, make a new key and join again"
 
 
 class WorkerFailed(Error):

@@ -2,13 +2,14 @@
 
 The same ServerApp and ClientApps that run between institutions run here on a `LocalGrid`. Participants are separate objects with
 separate state folders, spread over worker processes; nothing but Flower messages and the aggregation service passes between the
-two sides. What a consortium sets up by other means before a study - roster, encryption key, group key, the public base model -
-is installed here through each worker's own pipe, never over the grid.
+two sides. What a consortium sets up by other means before a study - the roster of identity keys, the public base model - is
+installed here through each worker's own pipe. Common keys are dealt by a member and sealed to each of the others.
 
 This module also gives the *evaluator's view* that only a demonstration has: it reads participants' states, which no study can.
 """
 
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -24,18 +25,20 @@ from numpy.typing import NDArray
 
 from hansa.coordinator.aggregator import AggregationService
 from hansa.coordinator.app import make_server_app
+from hansa.coordinator.ciphertext_checker import CiphertextChecker
 from hansa.coordinator.rounds import RoundSummary
 from hansa.errors import DuplicateMember, Error, ModelDivergence, ParticipantLost
+from hansa.local_dropouts import Dropouts
 from hansa.local_grid import RUN_ID, LocalGrid, Tap, from_bytes, to_bytes
 from hansa.local_host import Host, Parent, Service, error_of, error_values, peak_memory_bytes
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
 from hansa.participant.app import make_client_app
-from hansa.participant.node import Membership, ParticipantNode
+from hansa.participant.node import ParticipantNode, terms_of
 from hansa.participant.policy import Policy
 from hansa.participant.trainer import Rows
-from hansa.secure_agg.bfv import HeKey
 from hansa.secure_agg.identity import Identity, Roster
+from hansa.secure_agg.store import MemoryStore
 from hansa.study import Study
 
 DEADLINE_SECONDS = 600.0
@@ -81,6 +84,7 @@ class LocalConsortium:
         workers: Worker processes.
         jobs: Further operations for the workers, by name, for a demonstration's comparison arms.
         tap: Sees every message on the grid; for tests.
+        drop: Members that vanish in every round, each at a random stage.
 
     Raises:
         DuplicateMember: Two members have one name.
@@ -100,8 +104,10 @@ class LocalConsortium:
         workers: int,
         jobs: Mapping[str, Service] | None = None,
         tap: Tap | None = None,
+        drop: int = 0,
     ) -> None:
         self._study, self._members, self._tap = study, tuple(members), tap
+        self.dropouts = Dropouts([member.name for member in members], drop)
         self._make_model, self._layout, self._jobs = make_model, layout, dict(jobs or {})
         self._worker_count = max(1, min(workers, len(members)))
         self._directory: Path | None = None
@@ -151,13 +157,16 @@ class LocalConsortium:
             Error: What the participant or coordinator that failed first raised.
         """
         roster = self._install()
-        self._service = AggregationService(roster)
+        terms = terms_of(self._study)
+        checker = CiphertextChecker(spool_folder=self._directory)
+        self._service = AggregationService(roster, terms, check_ciphertexts=checker.check)
         nodes = {name: _FIRST_NODE + i for i, name in enumerate(roster.participants)}
         names = {node: name for name, node in nodes.items()}
-        handlers = {node: self._handler(name) for node, name in names.items()}
+        handlers = {node: self.dropouts.around(name, self._handler(name)) for node, name in names.items()}
         lanes = {node: self._worker_of[name] for node, name in names.items()}
         app = make_server_app(
             roster=roster,
+            terms=terms,
             nodes=nodes,
             aggregation=self._service,
             rounds=self._study.training.rounds,
@@ -175,6 +184,7 @@ class LocalConsortium:
             raise
         finally:
             grid.close()
+            checker.close()
 
     @property
     def traffic(self) -> tuple[int, int]:
@@ -193,10 +203,6 @@ class LocalConsortium:
             noise_multiplier=found["noise_multiplier"],
             seconds=found["seconds"],
         )
-
-    def any_values(self) -> NDArray[np.float64]:
-        """Look at the trained vector of the first member; all hold the same."""
-        return self.inspect(self._members[0].name).values
 
     def inspect_all(self) -> dict[str, Inspection]:
         """Look into every participant.
@@ -220,21 +226,23 @@ class LocalConsortium:
 
     def peak_memory_bytes(self) -> int:
         """Sum of the largest resident memories of all processes; pages that they share count for each."""
-        return peak_memory_bytes() + sum(int(host.call("peak_memory_bytes")) for host in self._hosts)
+        checker = (
+            resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        )  # the one child that has ended by then
+        return (
+            checker + peak_memory_bytes() + sum(int(host.call("peak_memory_bytes")) for host in self._hosts)
+        )
 
     # -- inside ------------------------------------------------------------------------------------------
 
     def _install(self) -> Roster:
-        """Let every participant make its identity, then install roster and keys at each."""
+        """Let every participant make its identity, and pin the roster of them at each. All other keys come over the grid."""
         identities = {m.name: self._host(m.name).call("enrol", m.name) for m in self._members}
-        session_id, group_key, he_key = os.urandom(16), os.urandom(32), HeKey.generate()
-        members = sorted(identities.items())
+        session_id, members = os.urandom(16), sorted(identities.items())
         # Made first, for it checks the names that folders are then called by.
         roster = _roster(self._study, session_id, members)
         for member in self._members:
-            self._host(member.name).call(
-                "install", member.name, session_id, [list(m) for m in members], he_key.export(), group_key
-            )
+            self._host(member.name).call("install", member.name, session_id, [list(m) for m in members])
         return roster
 
     def _host(self, name: str) -> Host:
@@ -316,10 +324,8 @@ class _Seats:
         self._identities[name] = Identity.generate()
         return self._identities[name].public
 
-    def install(
-        self, name: str, session_id: bytes, members: list[list[Any]], he_key: bytes, group_key: bytes
-    ) -> None:
-        """Join the participant to the consortium."""
+    def install(self, name: str, session_id: bytes, members: list[list[Any]]) -> None:
+        """Pin the roster at the participant."""
         member, state_directory = self._members[name], self._directory / name
         state_directory.mkdir(mode=0o700)
         roster = _roster(self._study, session_id, [(str(n), bytes(key)) for n, key in members])
@@ -328,7 +334,8 @@ class _Seats:
             identity=self._identities[name],
             study=self._study,
             policy=member.policy,
-            membership=Membership(roster=roster, he_key=HeKey.load(he_key), group_key=group_key),
+            roster=roster,
+            store=MemoryStore(),
             model=self._make_model(),
             layout=self._layout,
             rows=member.rows,

@@ -210,7 +210,9 @@ class CompressionSettings(_Settings):
 class AggregationSettings(_Settings):
     """How updates are summed without being seen."""
 
-    mode: Literal["strict"] = Field(default="strict", description="who may drop out of a round: nobody")
+    mode: Literal["quorum", "strict"] = Field(
+        default="strict", description="quorum: a third may vanish in a round; strict: nobody may"
+    )
     masks: bool = Field(default=True, description="updates carry pairwise masks; nothing else is built")
     encryption: Literal["bfv"] = Field(default="bfv", description="homomorphic encryption of updates")
     participants: int = Field(description="participants of every round")
@@ -291,6 +293,8 @@ class Study(_Settings):
         for section, key, value in changes:
             if value is not None:
                 agreement[section][key] = value
+        if participants == PARTICIPANTS_LEAST:  # with one of three gone, the sum of two would be opened
+            agreement["aggregation"]["mode"] = "strict"
         return _validate(agreement)
 
     def protections(self) -> dict[str, bool]:
@@ -304,10 +308,10 @@ class Study(_Settings):
             "homomorphic_encryption": self.aggregation.encryption == "bfv",
             "compression": self.compression.kept_share < 1 or self.compression.bits < 16,
             "signatures": True,
-            "in_slot_tag": False,
-            "dropout_recovery": False,
+            "in_slot_tag": True,
+            "dropout_recovery": self.aggregation.mode == "quorum",
             "crash_recovery": False,
-            "coordinator_equivocation_check": False,
+            "coordinator_equivocation_check": True,
         }
 
 

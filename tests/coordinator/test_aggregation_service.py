@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from hansa.coordinator.aggregator import AggregationService
-from hansa.errors import AggregateHashMismatch, DuplicateMember, OutOfOrder, StaleRound
+from hansa.errors import AggregateHashMismatch, DuplicateMessage, RosterTooSmall, StaleRound
 from hansa.secure_agg.ciphertext_format import EXPANDED_BYTES, SEEDED_BYTES
 from hansa.secure_agg.parameters import layout_for
 
@@ -31,26 +31,33 @@ def test_traffic_is_counted_byte_for_byte(house):
         assert [len(part) == EXPANDED_BYTES for part in wire.received] == 2 * [*4 * [False], True]
 
 
+def train(house, *names):
+    packages, shares = house.packages, house.shares
+    for name in names or house.names:
+        house.nodes[name].train(1, 0, packages, shares[name])
+
+
 def test_a_refused_upload_is_not_counted_and_does_not_stop_the_round(house):
-    keys = house.advertise()
-    for node in house.nodes.values():
-        node.train(1, 0, keys)
+    house.begin()
+    train(house)
     before = house.service.uplink_bytes
     header, ciphertext = house.wires["bank-1"].sent
-    with pytest.raises(DuplicateMember):
+    with pytest.raises(DuplicateMessage):
         house.service.upload(1, 0, header, [ciphertext])
     assert house.service.uplink_bytes == before
-    results = [node.open(1, 0) for node in house.nodes.values()]
+    house.service.close()
+    releases = [node.answer(1, 0) for node in house.nodes.values()]
+    results = [node.unmask(1, 0, releases)[0] for node in house.nodes.values()]
     for node in house.nodes.values():
         node.close(1, 0, results)
 
 
 def test_ciphertexts_other_than_the_signed_ones_are_refused(house):
-    keys = house.advertise()
+    house.begin()
     wire = house.wires["bank-1"]
     upload, wire.service = wire.service.upload, None
     with pytest.raises(AttributeError):
-        house.nodes["bank-1"].train(1, 0, keys)  # nothing arrives
+        train(house, "bank-1")  # nothing arrives
     header, ciphertext = wire.sent
     with pytest.raises(AggregateHashMismatch):
         upload(1, 0, header, [ciphertext[:-1] + bytes([ciphertext[-1] ^ 1])])
@@ -70,33 +77,49 @@ def test_only_the_running_attempt_is_served(house, at):
 
 
 def test_nothing_is_served_before_a_round_begins(house):
-    service = AggregationService(house.roster)
+    service = AggregationService(house.roster, house.terms)
     with pytest.raises(StaleRound):
         service.upload(1, 0, b"", [])
     with pytest.raises(StaleRound):
         service.download(1, 0)
+    with pytest.raises(StaleRound):
+        service.close()
     assert (service.uplink_bytes, service.downlink_bytes) == (0, 0)
 
 
-def test_no_sum_is_given_before_every_member_is_in_it(house):
-    keys = house.advertise()
-    for name in ("bank-1", "bank-2", "bank-3"):
-        house.nodes[name].train(1, 0, keys)
-        with pytest.raises(OutOfOrder, match="of 4 members have uploaded"):
-            house.service.download(1, 0)
+def test_no_sum_is_given_before_the_threshold_is_reached_and_the_roster_is_closed(house):
+    house.begin()
+    for name in ("bank-1", "bank-2"):
+        train(house, name)
+        with pytest.raises(RosterTooSmall, match="of 4 members have uploaded"):
+            house.service.close()
+    train(house, "bank-3")
+    with pytest.raises(StaleRound, match="has no result"):
+        house.service.download(1, 0)
     assert house.service.downlink_bytes == 0
-    house.nodes["bank-4"].train(1, 0, keys)
+    house.service.close()
     headers, aggregate = house.service.download(1, 0)
-    assert (len(headers), len(aggregate)) == (4, 1)
+    assert (len(headers), len(aggregate)) == (3, 1)
 
 
-def test_a_new_round_forgets_the_last_one(house):
-    house.train()
-    house.service.download(1, 0)
-    house.service.begin(2, 0)
-    with pytest.raises(OutOfOrder):
-        house.service.download(2, 0)
-    assert house.service._sums == []
+def test_results_are_served_until_every_member_has_applied_them(house):
+    house.close(1)
+    first = house.service.download(1, 0)
+    house.train(2)
+    assert house.service.download(1, 0) == first
+    house.service.forget(1)
+    assert house.service.download(1, 0) == first
+    house.service.forget(2)
+    with pytest.raises(StaleRound):
+        house.service.download(1, 0)
+    assert len(house.service.download(2, 0)[0]) == 4
+    house.service.forget(3)
+    assert house.service._results == {}
+
+
+def test_after_a_study_no_result_is_kept(house):
+    house.run()
+    assert house.service._results == {}
 
 
 def test_what_one_member_does_with_its_download_does_not_reach_the_next(house):
@@ -109,21 +132,23 @@ def test_what_one_member_does_with_its_download_does_not_reach_the_next(house):
 
 
 def test_uploads_from_several_threads_add_up(house, tiny):
-    keys = house.advertise()
+    house.begin()
     failures = []
 
-    def train(node):
+    def upload(name):
         try:
-            node.train(1, 0, keys)
+            train(house, name)
         except Exception as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=train, args=(node,)) for node in house.nodes.values()]
+    threads = [threading.Thread(target=upload, args=(name,)) for name in house.names]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert failures == []
-    results = [node.open(1, 0) for node in house.nodes.values()]
+    house.service.close()
+    releases = [node.answer(1, 0) for node in house.nodes.values()]
+    results = [node.unmask(1, 0, releases)[0] for node in house.nodes.values()]
     house.nodes["bank-1"].close(1, 0, results)
     assert len(house.digests()) == 1

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import types
 
+import cbor2
 import numpy as np
 import pytest
 import torch
@@ -17,20 +18,32 @@ import hansa.coordinator.app as app_module
 import hansa.participant.node as node_module
 from hansa.coordinator.aggregator import AggregationService
 from hansa.coordinator.rounds import RoundLoop
-from hansa.participant.node import Membership, ParticipantNode
+from hansa.local_grid import from_bytes
+from hansa.participant.node import ParticipantNode
 from hansa.participant.shared_state import SharedState
 from hansa.participant.trainer import Rows
+from hansa.secure_agg import unmasking, uploading
 from hansa.secure_agg.aggregator import RoundAggregator
+from hansa.secure_agg.attempt import Attempt
 from hansa.secure_agg.bfv import HeKey
+from hansa.secure_agg.epoch import Epoch, EpochSetup
 from hansa.secure_agg.identity import Identity, Roster
-from hansa.secure_agg.participant import ParticipantRound
+from hansa.secure_agg.packages import OwnPackage
+from hansa.secure_agg.participant import RoundMachine
+from hansa.secure_agg.store import MemoryStore
+from hansa.secure_agg.unmasking import Opened
 
 SECRET_TYPES = (
     HeKey,
     Identity,
-    Membership,
     ParticipantNode,
-    ParticipantRound,
+    Epoch,
+    EpochSetup,
+    RoundMachine,
+    Attempt,
+    OwnPackage,
+    Opened,
+    MemoryStore,
     SharedState,
     Rows,
     nn.Module,
@@ -81,8 +94,6 @@ class Secrets:
 
     def __init__(self, house, tables, monkeypatch):
         self.pieces = {}
-        self.add("encryption key", house.he_key.export())
-        self.add("group key", house.group_key)
         for name, identity in house.identities.items():
             self.add(f"identity of {name}", identity.export())
         for name in house.nodes:
@@ -94,6 +105,8 @@ class Secrets:
                 self.add("labels", table.labels.astype(form).tobytes(), width=None)
             self.note_state(house, name)
         self._note_updates(monkeypatch)
+        self._note_stores(monkeypatch)
+        self._note_masks(monkeypatch)
 
     def add(self, what, data, width=32):
         self.pieces.setdefault(what, set()).update([data] if width is None else windows(data, width))
@@ -126,8 +139,71 @@ class Secrets:
         monkeypatch.setattr(node_module, "quantise", note_update)
         monkeypatch.setattr(node_module, "dequantise_sum", note_sum)
 
-    def seen_in(self, data):
-        return sorted(what for what, pieces in self.pieces.items() if any(piece in data for piece in pieces))
+    def _note_stores(self, monkeypatch):
+        """What a member's machines keep: noted when it is written, for most of it is deleted soon."""
+        put = MemoryStore.put
+
+        def note_and_put(store, key, value):
+            put(store, key, value)
+            if key.startswith("package/"):
+                package = OwnPackage.decode(value)
+                self.add("mask key", package.mask_private)
+                self.add("self-mask seed", package.seed)
+                self._add_shares(package.own_shares)
+                return
+            record = cbor2.loads(value)
+            if key == "epoch":
+                self.add("encryption key", record["he_key"])
+                self.add("group key", record["group_key"])
+                for pair_key in record["pair_keys"].values():
+                    self.add("pair key", pair_key)
+            elif key == "joining":
+                self.add("join keys", record["values"]["member"])
+                self.add("join keys", record["values"]["channel"])
+            elif key == "attempt":
+                for shares in record["shares"].values():
+                    self._add_shares(shares)
+
+        monkeypatch.setattr(MemoryStore, "put", note_and_put)
+
+    def _add_shares(self, shares):
+        for start in range(0, len(shares), 32):
+            self.add("share", shares[start : start + 32])
+
+    def _note_masks(self, monkeypatch):
+        for module in (uploading, unmasking):
+
+            def note_and_mask(seeds, size, net_mask=module.net_mask):
+                for _, seed in seeds:
+                    self.add("mask seed", seed)
+                mask = net_mask(seeds, size)
+                self.add("mask", mask.tobytes())
+                return mask
+
+            monkeypatch.setattr(module, "net_mask", note_and_mask)
+
+    def seen_in(self, data, only=None):
+        return sorted(
+            what
+            for what, pieces in self.pieces.items()
+            if only in (None, what) and any(piece in data for piece in pieces)
+        )
+
+
+PACKAGES = {"mask key", "self-mask seed", "share", "mask seed", "mask", "pair key", "join keys"}
+
+
+def drop_answers(house, name, kind):
+    """Let every answer of a member to one kind of message be lost before it was asked."""
+    node = house.node_ids[name]
+    original = house.grid._handlers[node]
+
+    def handler(data):
+        if from_bytes(data).metadata.message_type == kind:
+            raise ConnectionError("lost")
+        return original(data)
+
+    house.grid._handlers[node] = handler
 
 
 @pytest.fixture
@@ -156,14 +232,18 @@ def test_no_object_of_the_coordinator_is_or_holds_a_secret(house, secrets, monke
         # The loop's own frame too: what it relays stands in local variables.
         frame = sys._getframe(1)
         assert frame.f_code is RoundLoop.run.__code__
-        roots = [app, *loops, house.service, house.service._aggregator, *frame.f_locals.values()]
+        roots = [app, *loops, house.service, house.service._running, *frame.f_locals.values()]
         # The grid stands for the network, and this function for whoever runs the test.
         graphs.append(reachable(roots, stop=[house.grid, on_round]))
 
     monkeypatch.setattr(app_module, "RoundLoop", NotedLoop)
+    drop_answers(house, "bank-4", "train")
     app = house.server_app(on_round)
     app(house.grid, None)
     assert len(graphs) == 2
+    # The certificate of a round with a dropout was there to be found.
+    assert secrets.pieces.keys() >= PACKAGES
+    assert all(set(loop._certificates) <= {2} for loop in loops)
     for graph in graphs:
         kinds = {type(thing) for thing in graph}
         # The walk has seen what it had to see, and the bytes that the coordinator does hold.
@@ -178,14 +258,21 @@ def test_the_same_walk_finds_every_secret_at_a_participant(house, secrets, tiny_
     house.close()
     things = reachable([house.nodes["bank-1"], tiny_tables["bank-1"]])
     kinds = {type(thing) for thing in things}
-    assert {HeKey, Identity, Membership, ParticipantNode, SharedState, Rows, np.ndarray} <= kinds
+    assert {HeKey, Identity, Epoch, RoundMachine, ParticipantNode, SharedState, Rows, np.ndarray} <= kinds
     tensors = [thing.detach().numpy() for thing in things if isinstance(thing, torch.Tensor)]
     arrays = [thing.tobytes() for thing in [*things, *tensors] if isinstance(thing, np.ndarray)]
     own = leaves(things) + b"|".join(arrays)
-    assert {"encryption key", "group key", "raw row", "feature row", "labels"} <= set(secrets.seen_in(own))
+    found = set(secrets.seen_in(own))
+    assert {"encryption key", "group key", "pair key", "raw row", "feature row", "labels"} <= found
+    # Of the next round's package; those of this round are deleted.
+    assert {"mask key", "self-mask seed", "share"} <= found
 
 
-def test_no_byte_that_reached_the_coordinator_shows_a_secret(house, secrets, tiny):
+@pytest.mark.parametrize("lost", [None, "train", "query.unmask"])
+def test_no_byte_that_reached_the_coordinator_shows_a_secret(house, secrets, tiny, lost):
+    if lost is not None:
+        drop_answers(house, "bank-4", lost)
+
     def on_round(_):
         for name in house.nodes:
             secrets.note_state(house, name)
@@ -194,10 +281,12 @@ def test_no_byte_that_reached_the_coordinator_shows_a_secret(house, secrets, tin
     uploads = [part for wire in house.wires.values() for part in wire.sent]
     downloads = [part for wire in house.wires.values() for part in wire.received]
     crossed = b"|".join([*(data for _, data in house.grid_bytes), *uploads, *downloads])
-    # All of it was seen: 4 members, 4 exchanges and back, 2 rounds; a header and a ciphertext each.
-    assert len(house.grid_bytes) == 4 * 4 * 2 * 2
-    assert len(uploads) == 4 * 2 * 2
-    assert len(downloads) == 4 * 2 * (4 + 1)
+    if lost is None:
+        # All of it was seen: 13 messages of the epoch, 4 members, 4 exchanges, 2 rounds, and back; a header and a
+        # ciphertext each.
+        assert len(house.grid_bytes) == (13 + 4 * 4 * 2) * 2
+        assert len(uploads) == 4 * 2 * 2
+        assert len(downloads) == 4 * 2 * (4 + 1)
     assert all(part in crossed for part in uploads)
     assert {
         "encryption key",
@@ -210,6 +299,7 @@ def test_no_byte_that_reached_the_coordinator_shows_a_secret(house, secrets, tin
         "feature row",
         "raw row",
         "labels",
+        *PACKAGES,
         *(f"identity of {name}" for name in tiny.NAMES),
     } == set(secrets.pieces)
     assert secrets.seen_in(crossed) == []
@@ -217,13 +307,18 @@ def test_no_byte_that_reached_the_coordinator_shows_a_secret(house, secrets, tin
     for what, pieces in secrets.pieces.items():
         half = len(crossed) // 2
         for piece in list(pieces)[:2]:
-            assert what in secrets.seen_in(crossed[:half] + piece + crossed[half:])
+            assert what in secrets.seen_in(crossed[:half] + piece + crossed[half:], what)
 
 
 def test_ciphertexts_and_private_keys_never_ride_in_flower_messages(house):
     house.run()
-    largest = max(len(data) for _, data in house.grid_bytes)
-    assert largest < 4096  # four signed messages and Flower's own fields
+    kinds = [(from_bytes(data).metadata.message_type, len(data)) for _, data in house.grid_bytes]
+    # The deal holds the HE key, sealed under the group key; joins and envelopes hold post-quantum keys. What is
+    # inside is searched for above.
+    large = {"query.join", "query.deal", "query.vote"}
+    assert (
+        max(size for kind, size in kinds if kind not in large) < 8192
+    )  # signed messages, Flower's own fields
     for wire in house.wires.values():
         for part in wire.sent:
             if len(part) > 4096:

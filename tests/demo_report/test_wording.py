@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -6,6 +7,7 @@ from hypothesis import strategies as st
 
 from hansa.demo import wording
 from hansa.demo.result import Scores
+from hansa.study import load_study
 
 
 @pytest.mark.parametrize(
@@ -72,3 +74,18 @@ def test_an_unknown_layer_is_named_by_its_key():
 
 def test_printable_text_cannot_steer_a_terminal():
     assert wording.printable("a\x1b[2J\r\nb\u202ec é") == "a?[2J??b?c é"
+
+
+def test_what_is_called_built_is_on_in_a_study_that_asks_for_everything():
+    study = load_study(Path(__file__).parents[2] / "examples" / "bank" / "study.toml")
+    protections = study.protections()
+    assert {layer.key for layer in wording.LAYERS} == set(protections)
+    assert {layer.key for layer in wording.LAYERS if not layer.built} == {
+        key for key, on in protections.items() if not on
+    }
+
+
+def test_every_layer_says_what_on_and_off_mean():
+    for layer in wording.LAYERS:
+        assert layer.on.endswith(".")
+        assert layer.off.endswith(".")

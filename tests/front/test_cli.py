@@ -105,6 +105,27 @@ def test_json_alone_on_stdout(tmp_path: Path) -> None:
     assert json.loads(found.stdout) == json.loads((tmp_path / "report.json").read_text())
 
 
+def test_banks_that_vanish_cost_the_others_nothing(tmp_path: Path) -> None:
+    found = run(
+        "demo",
+        "bank",
+        "--participants",
+        "5",
+        "--rounds",
+        "3",
+        "--drop",
+        "1",
+        "--json",
+        "--output",
+        str(tmp_path),
+    )
+    assert found.returncode == 0, found.stderr
+    report = json.loads(found.stdout)
+    assert report["protections"]["dropout_recovery"] is True
+    assert len(report["epsilon"]["per_participant"]) == 5
+    assert report["rounds"] == 3
+
+
 def test_first_output_comes_before_the_slow_imports(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [str(HANSA), *MINIATURE, "--output", str(tmp_path)],
@@ -178,6 +199,9 @@ def test_a_stopped_demo_ends_with_130_and_leaves_nothing(tmp_path: Path, which: 
         (("--participants", "2"), "cohort_too_small", 78),
         (("--participants", "1"), "cohort_too_small", 78),
         (("--participants", "16", "--partition", "segments"), "cohort_too_large", 78),
+        (("--participants", "4", "--drop", "2"), "cohort_too_small", 78),
+        (("--participants", "3", "--drop", "1"), "cohort_too_small", 78),
+        (("--drop", "-1"), "usage", 2),
         (("--partition", "alphabetical"), "usage", 2),
         (("--epsilon", "0.0001"), "privacy_target_unreachable", 78),
         (("--epsilon", "-1"), "invalid_value", 78),
@@ -254,7 +278,7 @@ def test_no_option_reaches_noise_sampling_or_keys() -> None:
     text = run("demo", "bank", "--help").stdout
     options = set(re.findall(r"--[a-z-]+", text))
     assert options == {
-        "--participants", "--epsilon", "--rounds", "--partition", "--seed", "--compare", "--study", "--output",
+        "--participants", "--drop", "--epsilon", "--rounds", "--partition", "--seed", "--compare", "--study", "--output",
         "--json", "--help", "--no-compare",
     } - {"--no-compare"}  # fmt: skip
 

@@ -320,12 +320,19 @@ def test_file_beyond_the_size_limit_is_not_parsed(tmp_path: Path) -> None:
 
 def test_with_changes_makes_a_checked_new_study() -> None:
     example = load_study(EXAMPLE)
-    other = example.with_changes(participants=3, epsilon=3.5, rounds=2)
-    assert (other.aggregation.participants, other.privacy.epsilon, other.training.rounds) == (3, 3.5, 2)
+    other = example.with_changes(participants=4, epsilon=3.5, rounds=2)
+    assert (other.aggregation.participants, other.privacy.epsilon, other.training.rounds) == (4, 3.5, 2)
     assert example.aggregation.participants == 15
     assert other.id != example.id
     assert example.with_changes() == example
     assert other.with_changes(participants=15, epsilon=8.0, rounds=30).id == example.id
+
+
+def test_three_participants_are_in_strict_mode_for_none_of_them_may_vanish() -> None:
+    example = load_study(EXAMPLE)
+    assert example.aggregation.mode == "quorum"
+    assert example.with_changes(participants=3).aggregation.mode == "strict"
+    assert example.with_changes(participants=4).aggregation.mode == "quorum"
 
 
 @pytest.mark.parametrize(
@@ -360,10 +367,10 @@ def test_protections_tell_what_is_on_and_what_is_not_built() -> None:
         "homomorphic_encryption": True,
         "compression": True,
         "signatures": True,
-        "in_slot_tag": False,
-        "dropout_recovery": False,
+        "in_slot_tag": True,
+        "dropout_recovery": True,
         "crash_recovery": False,
-        "coordinator_equivocation_check": False,
+        "coordinator_equivocation_check": True,
     }
 
 

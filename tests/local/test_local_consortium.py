@@ -77,7 +77,6 @@ def test_a_study_runs_in_two_processes_and_nothing_is_left(consortia, tiny, tiny
         modes = {
             path.stat().st_mode & 0o777 for path in [consortium._directory, *consortium._directory.iterdir()]
         }
-        np.testing.assert_array_equal(consortium.any_values(), found["bank-1"].values)
     assert_gone(consortium, processes, threads)
     assert rounds == [1, 2]
     assert [len(digest) for digest in digests] == [1, 1]
@@ -104,6 +103,31 @@ def test_a_study_runs_in_two_processes_and_nothing_is_left(consortia, tiny, tiny
     assert memory > 100 << 20
 
 
+def test_members_that_vanish_at_random_come_back_with_the_same_state(consortia, tiny):
+    summaries = []
+    with consortia(drop=1) as consortium:
+        consortium.run(summaries.append)
+        found = consortium.inspect_all()  # raises where two differ
+        assert len({inspection.values.tobytes() for inspection in found.values()}) == 1
+        assert 0 <= consortium.dropouts.happened <= 2
+        missing = sum(len(tiny.NAMES) - len(summary.finished) for summary in summaries)
+    assert [summary.round for summary in summaries] == [1, 2]
+    assert missing == consortium.dropouts.happened
+    assert all(len(summary.contributors) >= 3 for summary in summaries)
+
+
+def test_in_strict_mode_a_member_that_vanishes_ends_the_study(
+    consortia, strict_study, tiny_bases, monkeypatch
+):
+    monkeypatch.setattr("hansa.local_dropouts._STAGES", ("train",))
+    made = consortia(study=strict_study, base=tiny_bases(strict_study), drop=1)
+    with (
+        made as consortium,
+        pytest.raises(errors.ParticipantLost, match="3 members left, below the threshold 4"),
+    ):
+        consortium.run(lambda _: None)
+
+
 def test_equal_public_seeds_give_an_equal_base_and_unequal_results(consortia, tiny_study, tiny_bases):
     states, starts = [], []
     for _ in range(2):
@@ -111,15 +135,16 @@ def test_equal_public_seeds_give_an_equal_base_and_unequal_results(consortia, ti
         starts.append(base.layout.gather(base.model()))
         with consortia(base=base, workers=1) as consortium:
             consortium.run(lambda _: None)
-            states.append(consortium.any_values())
+            states.append(consortium.inspect("bank-1").values)
     np.testing.assert_array_equal(starts[0], starts[1])
     assert np.count_nonzero(states[0] == states[1]) < 10
 
 
-def test_a_spent_budget_is_told_in_the_participants_own_words(consortia, tiny_study):
-    poor = Policy(studies=frozenset({tiny_study.id}), epsilon_limit=0.5)
+def test_a_spent_budget_is_told_in_the_participants_own_words(consortia, strict_study, tiny_bases):
+    poor = Policy(studies=frozenset({strict_study.id}), epsilon_limit=0.5)
     threads, messages = threading.active_count(), []
-    with consortia({"bank-3": poor}, tap=lambda *crossing: messages.append(crossing)) as consortium:
+    named = {"study": strict_study, "base": tiny_bases(strict_study)}
+    with consortia({"bank-3": poor}, tap=lambda *crossing: messages.append(crossing), **named) as consortium:
         processes = ids(consortium)
         with pytest.raises(
             errors.BudgetExhausted, match=r"round 1 would spend epsilon .* above the limit 0\.5"
@@ -137,7 +162,7 @@ def test_a_spent_budget_is_told_in_the_participants_own_words(consortia, tiny_st
 def test_the_first_error_is_the_one_that_is_told(consortia, tiny_study):
     """Both fail, each in its own way; the one that came first is shown, not the one of the first worker."""
     unknown = Policy(studies=frozenset(), epsilon_limit=8.0)
-    poor = Policy(studies=frozenset({tiny_study.id}), epsilon_limit=0.5)
+    poor = Policy(studies=frozenset({tiny_study.id}), epsilon_limit=8.0, delta_limit=1e-9)
     policies = {"bank-2": poor, "bank-4": unknown}
     with consortia(policies, workers=1) as consortium, pytest.raises(errors.BudgetExhausted):
         consortium.run(lambda _: None)
@@ -182,7 +207,7 @@ def test_whatever_happens_in_the_block_nothing_is_left(consortia, failure, durin
 
 def test_a_worker_that_is_stuck_does_not_hold_up_the_end(consortia, monkeypatch):
     """The coordinator's deadline passes while a worker stands still."""
-    monkeypatch.setattr(local, "DEADLINE_SECONDS", 0.5)
+    monkeypatch.setattr(local, "DEADLINE_SECONDS", 2.0)
     monkeypatch.setattr("hansa.local_grid._CLOSE_SECONDS", 0.05)
 
     def stop(_):
@@ -193,7 +218,8 @@ def test_a_worker_that_is_stuck_does_not_hold_up_the_end(consortia, monkeypatch)
         stuck = consortium._hosts[0]._process
         monkeypatch.setattr(stuck, "terminate", stuck.kill)  # spares the test one of two waits
         with pytest.raises(
-            errors.ParticipantLost, match=r"^no answer to query.advertise within 0\.5 s from bank-"
+            errors.ParticipantLost,
+            match=r"^round 2 has [0-2] members left, .*: no answer to train within 2 s",
         ):
             consortium.run(stop)
     assert not any(alive(process_id) for process_id in processes)
@@ -291,6 +317,7 @@ def test_no_argument_of_a_consortium_and_no_key_of_a_study_reaches_secret_random
         "workers",
         "jobs",
         "tap",
+        "drop",
     }
     assert set(Member.__dataclass_fields__) == {"name", "rows", "policy"}
     assert "random" in inspect.signature(ParticipantNode).parameters

@@ -5,9 +5,21 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from hansa import errors
 from hansa.participant.policy import Policy
-from hansa.secure_agg.messages import RoundKey, RoundResult, UploadHeader, open_signed
+from hansa.secure_agg.messages import (
+    Consent,
+    Deal,
+    Join,
+    Package,
+    Release,
+    RoundResult,
+    UploadHeader,
+    Vote,
+    message_type,
+    open_signed,
+)
+from hansa.secure_agg.packages import BLOB_BYTES
 
-ALLOWED = {"round_key", "header", "result", "closed", "error"}
+KINDS_OF = {"join": Join, "deal": Deal, "vote": Vote, "header": UploadHeader, "result": RoundResult}
 AT = {"round": 1, "attempt": 0}
 
 
@@ -18,23 +30,51 @@ def replies(house):
     return [from_bytes(data).content for direction, data in house.grid_bytes if direction == "from node"]
 
 
-def test_a_reply_is_one_signed_message_of_the_step_or_true_and_nothing_else(house):
-    house.run()
-    found = replies(house)
-    assert len(found) == 4 * 4 * 2
-    kinds = {"round_key": RoundKey, "header": UploadHeader, "result": RoundResult}
-    seen = dict.fromkeys(ALLOWED, 0)
-    for content in found:
+def seen_fields(house):
+    """How often each field stood in a reply; checks that each holds exactly what its name says."""
+    seen = {}
+    for content in replies(house):
         assert set(content.keys()) == {"reply"}
-        record = content.config_records["reply"]
-        ((key, value),) = record.items()
-        seen[key] += 1
-        if key == "closed":
-            assert value is True
-        else:
-            open_signed(value, kinds[key], house.roster)  # raises unless it is exactly that
-    assert seen == {"round_key": 8, "header": 8, "result": 8, "closed": 8, "error": 0}
+        record = dict(content.config_records["reply"])
+        for key, value in record.items():
+            seen[key] = seen.get(key, 0) + 1
+            if key == "closed":
+                assert value is True
+            elif key == "packages":
+                assert len(value) == 2
+                for package in value:
+                    open_signed(package, Package, house.roster, 1)
+            elif key == "shares":
+                # Sealed to one member each; none for the own place.
+                assert sorted(map(len, value)) == 2 * [0] + 2 * (len(house.names) - 1) * [BLOB_BYTES]
+            elif key == "answer":
+                kind = Consent if message_type(value) == Consent.TYPE else Release
+                open_signed(value, kind, house.roster, 1)
+            else:
+                open_signed(value, KINDS_OF[key], house.roster, 1)  # raises unless it is exactly that
+    return seen
+
+
+def test_a_reply_is_the_signed_messages_of_the_step_or_true_and_nothing_else(house):
+    house.run()
+    fields = {"join": 4, "deal": 1, "vote": 4, "header": 8, "answer": 8, "result": 8, "closed": 8}
+    assert seen_fields(house) == fields | {"packages": 4 + 8, "shares": 4 + 8}
+    assert len(replies(house)) == 4 + 1 + 4 + 4 + 2 * 4 * 4
     assert not any(house.errors.values())
+
+
+def test_a_reply_with_a_dropout_is_no_other(houses, tiny_study, tiny):
+    """Consents, and the packages of a member that caught up."""
+    policy = Policy(studies=frozenset({tiny_study.id}), epsilon_limit=0.25)
+    house = houses(policies={"bank-1": policy})
+    house.run()
+    found = [content.config_records["reply"] for content in replies(house)]
+    assert [dict(record) for record in found if "error" in record] == [{"error": "budget_exhausted"}] * 2
+    house.grid_bytes = [
+        (d, data) for d, data in house.grid_bytes if d == "to node" or b"budget_exhausted" not in data
+    ]
+    fields = {"join": 4, "deal": 1, "vote": 4, "header": 6, "answer": 12, "result": 6, "closed": 6}
+    assert seen_fields(house) == fields | {"packages": 4 + 6 + 2, "shares": 4 + 6 + 2}
 
 
 def test_evaluation_is_refused_whatever_is_asked(house):
@@ -52,8 +92,9 @@ def test_evaluation_is_refused_whatever_is_asked(house):
 def test_a_failure_leaves_as_its_code_alone(houses, tiny_study):
     policy = Policy(studies=frozenset({tiny_study.id}), epsilon_limit=0.25)
     house = houses(policies={"bank-1": policy})
-    keys = house.advertise()
-    assert house.ask("bank-1", "train", **AT, round_keys=keys) == {"error": "budget_exhausted"}
+    packages, shares = house.begin()
+    asked = AT | {"packages": packages, "shares": shares["bank-1"]}
+    assert house.ask("bank-1", "train", **asked) == {"error": "budget_exhausted"}
     (error,) = house.errors["bank-1"]
     assert error.message  # the participant's own log has it
     direction, data = house.grid_bytes[-1]
@@ -67,8 +108,8 @@ def test_an_unforeseen_failure_leaves_as_a_code_too(house, monkeypatch, failure)
     def fail(*_):
         raise failure("client 4711 owes 100 marks")
 
-    monkeypatch.setattr(type(house.nodes["bank-1"]), "advertise", fail)
-    assert house.ask("bank-1", "query.advertise", **AT) == {"error": "internal_failure"}
+    monkeypatch.setattr(type(house.nodes["bank-1"]), "join", fail)
+    assert house.ask("bank-1", "query.join", **AT) == {"error": "internal_failure"}
     assert not any(b"4711" in data or b"marks" in data for _, data in house.grid_bytes)
     (error,) = house.errors["bank-1"]
     assert isinstance(error, errors.InternalFailure)
@@ -80,9 +121,9 @@ def test_a_stop_by_the_user_is_not_taken_for_a_failure(house, monkeypatch, tiny)
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(type(house.nodes["bank-1"]), "advertise", stop)
+    monkeypatch.setattr(type(house.nodes["bank-1"]), "join", stop)
     content = RecordDict({"request": ConfigRecord(dict(AT))})
-    message = Message(content, dst_node_id=100, message_type="query.advertise")
+    message = Message(content, dst_node_id=100, message_type="query.join")
     with pytest.raises(KeyboardInterrupt):
         house.apps["bank-1"](message, tiny.context())
 
@@ -94,12 +135,24 @@ def test_a_message_type_without_a_handler_is_answered_without_content(house):
         assert not reply.has_content()
 
 
-KINDS = ("query.advertise", "train", "query.open", "query.close")
-LISTS = {"train": "round_keys", "query.close": "results"}
+LISTS = {
+    "query.join": (),
+    "query.deal": ("joins",),
+    "query.vote": ("joins", "deal"),
+    "query.enter": ("votes",),
+    "train": ("packages", "shares"),
+    "query.answer": (),
+    "query.consents": ("consents",),
+    "query.unmask": ("releases",),
+    "query.open": (),
+    "query.catch_up": ("packages", "releases"),
+    "query.close": ("results",),
+}
+KINDS = tuple(LISTS)
 
 
 def request(kind, **changes):
-    signed = {LISTS[kind]: [b"signed"]} if kind in LISTS else {}
+    signed = {key: [b"signed"] for key in LISTS[kind]}
     return {key: value for key, value in (AT | signed | changes).items() if value is not None}
 
 
@@ -132,7 +185,7 @@ def test_a_request_with_other_fields_than_the_step_has_is_malformed(house, kind,
     assert type(house.errors["bank-1"][0]) is errors.MalformedMessage
 
 
-@pytest.mark.parametrize("kind", sorted(LISTS))
+@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind in KINDS for key in LISTS[kind]])
 @pytest.mark.parametrize(
     "value",
     [
@@ -146,21 +199,45 @@ def test_a_request_with_other_fields_than_the_step_has_is_malformed(house, kind,
         [1.5],
         [True],
         [b"signed"] * 259,
-        [bytes(1 << 16)] * 4,
-        [b""] * 4,
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_signed_messages_come_as_a_list_of_1_to_258_bytes_and_are_parsed_strictly(house, kind, value):
-    house.open() if kind == "query.close" else house.advertise()
-    reply = house.ask("bank-1", kind, **request(kind, **{LISTS[kind]: value}))
+def test_signed_messages_come_as_a_list_of_1_to_258_bytes(house, kind, key, value):
+    reply = house.ask("bank-1", kind, **request(kind, **{key: value}))
     assert reply == {"error": "malformed_message"}
+
+
+def test_one_deal_is_shown(house):
+    """With a second one beside it, a member would have to choose."""
+    house.nodes["bank-1"].join(1)
+    assert house.ask("bank-1", "query.vote", **request("query.vote", deal=[b"deal"] * 2)) == {
+        "error": "malformed_message"
+    }
+    assert "list of 1 to 1" in house.errors["bank-1"][0].message
+
+
+@pytest.mark.parametrize("signed", [b"", b"signed", bytes(1 << 16), bytes(1 << 20)], ids=len)
+def test_signed_messages_are_parsed_strictly(house, signed):
+    refused = ({"error": "malformed_message"}, {"error": "message_too_large"})
+    house.nodes["bank-1"].join(1)
+    assert house.ask("bank-1", "query.vote", **AT, joins=[signed] * 4, deal=[signed]) in refused
+    house.begin()
+    assert house.ask("bank-1", "train", **AT, packages=[signed] * 4, shares=[b""] * 4) in refused
+    packages, shares = house.packages, house.shares
+    for name, node in house.nodes.items():
+        node.train(1, 0, packages, shares[name])
+    house.service.close()
+    releases = [node.answer(1, 0) for node in house.nodes.values()]
+    assert house.ask("bank-1", "query.consents", **AT, consents=[signed] * 4) in refused
+    assert house.ask("bank-1", "query.unmask", **AT, releases=[signed] * 4) in refused
+    house.nodes["bank-1"].unmask(1, 0, releases)
+    assert house.ask("bank-1", "query.close", **AT, results=[signed] * 4) in refused
 
 
 def test_the_field_of_another_step_is_malformed(house):
     for kind in KINDS:
-        for key in ("round_keys", "results"):
-            if LISTS.get(kind) != key:
+        for key in sorted({key for lists in LISTS.values() for key in lists}):
+            if key not in LISTS[kind]:
                 asked = request(kind) | {key: [b"signed"]}
                 assert house.ask("bank-1", kind, **asked) == {"error": "malformed_message"}
 
@@ -182,54 +259,54 @@ def test_a_request_is_one_config_record_of_that_name(house, kind):
 
 
 def test_a_message_that_is_itself_an_error_is_malformed(house, tiny):
-    asked = Message(RecordDict(), dst_node_id=100, message_type="query.advertise")
+    asked = Message(RecordDict(), dst_node_id=100, message_type="query.join")
     reply = house.apps["bank-1"](Message(Error(1, "x"), reply_to=asked), tiny.context())
     assert dict(reply.content.config_records["reply"]) == {"error": "malformed_message"}
 
 
 def test_replayed_and_misplaced_messages_change_nothing(house):
     """What the coordinator may send again or too early; the round goes on afterwards as if nothing had been."""
-    keys = house.advertise()
+    packages, shares = house.begin()
+    junk = [b"signed"]
     asks = {
-        "query.advertise": AT,
-        "train": AT | {"round_keys": keys},
+        "query.join": AT,
+        "train": AT | {"packages": packages, "shares": shares["bank-1"]},
+        "query.answer": AT,
+        "query.consents": AT | {"consents": junk},
+        "query.unmask": AT | {"releases": junk},
         "query.open": AT,
-        "query.close": AT | {"results": keys},
+        "query.close": AT | {"results": junk},
     }
 
     def answers(*kinds):
         return [house.ask("bank-1", kind, **asks[kind]).get("error") for kind in kinds]
 
-    assert answers("query.advertise", "query.open", "query.close") == [
-        "package_reuse",
-        "out_of_order",
-        "out_of_order",
-    ]
+    later = ("query.answer", "query.consents", "query.unmask", "query.open", "query.close")
+    assert answers("query.join", *later) == ["wrong_epoch", *["out_of_order"] * 5]
     for name in house.nodes:
-        assert set(house.ask(name, "train", **asks["train"])) == {"header"}
+        asked = asks["train"] | {"shares": shares[name]}
+        assert set(house.ask(name, "train", **asked)) == {"header"}
+    house.service.close()
     ledger, sent = house.ledgers["bank-1"].read_bytes(), list(house.wires["bank-1"].sent)
-    assert answers("train", "query.advertise", "query.close") == [
-        "package_reuse",
-        "package_reuse",
-        "out_of_order",
-    ]
+    assert answers("train", *later[1:]) == ["stale_round", *["out_of_order"] * 4]
     assert house.ledgers["bank-1"].read_bytes() == ledger
     assert house.wires["bank-1"].sent == sent
-    results = [house.ask(name, "query.open", **AT)["result"] for name in house.nodes]
-    digest = house.digests()
-    assert answers("query.open", "train", "query.close") == [
-        "out_of_order",
-        "package_reuse",
+    releases = [house.ask(name, "query.answer", **AT)["answer"] for name in house.nodes]
+    assert house.ask("bank-1", "query.answer", **AT) == {"answer": releases[0]}
+    assert answers("train", *later[1:]) == [
+        "stale_round",
         "malformed_message",
+        "malformed_message",
+        "out_of_order",
+        "out_of_order",
     ]
+    asks["query.unmask"] = AT | {"releases": releases}
+    results = [house.ask(name, "query.unmask", **asks["query.unmask"])["result"] for name in house.nodes]
+    digest = house.digests()
+    assert answers("train", *later) == ["stale_round", *["out_of_order"] * 4, "malformed_message"]
     asks["query.close"] = AT | {"results": results}
     for name in house.nodes:
         assert house.ask(name, "query.close", **asks["query.close"]) == {"closed": True}
-    assert answers("query.close", "query.open", "train", "query.advertise") == [
-        "out_of_order",
-        "out_of_order",
-        "package_reuse",
-        "stale_round",
-    ]
+    assert answers("train", *later) == ["stale_round", *["out_of_order"] * 5]
     assert house.digests() == digest
     assert house.nodes["bank-1"].state.round == 1

@@ -63,13 +63,19 @@ def refusing(study, **changes):
     return Policy(**({"studies": frozenset({study.id}), "epsilon_limit": 8.0} | changes))
 
 
+def untouched(house, name):
+    """Nothing was read, spent or sent."""
+    assert not house.ledgers[name].exists()
+    assert house.nodes[name].budget.epsilon() == 0
+    assert not house.wires[name].sent
+
+
 @pytest.mark.parametrize(
     ("changes", "kind"),
     [
-        ({"epsilon_limit": 0.5}, errors.BudgetExhausted),
         ({"delta_limit": 1e-6}, errors.BudgetExhausted),
         ({"studies": frozenset({"0" * 64})}, errors.UnknownStudy),
-        ({"required_layers": REQUIRED_LAYERS | {"in_slot_tag"}}, errors.LayerMissing),
+        ({"required_layers": REQUIRED_LAYERS | {"crash_recovery"}}, errors.LayerMissing),
         ({"required_layers": REQUIRED_LAYERS | {"no such layer"}}, errors.LayerMissing),
         ({"smallest_cohort": 5}, errors.CohortTooSmall),
     ],
@@ -81,9 +87,47 @@ def test_a_refusal_reads_nothing_spends_nothing_and_leaves_as_its_code(
     with pytest.raises(errors.ParticipantLost, match=f"^bank-1 refused: {kind.code}$"):
         house.run()
     assert [type(error) for error in house.errors["bank-1"]] == [kind]
-    assert not house.ledgers["bank-1"].exists()
-    assert house.nodes["bank-1"].budget.epsilon() == 0
-    assert not house.wires["bank-1"].sent
+    untouched(house, "bank-1")
+    assert house.stores["bank-1"].keys("") == []
+
+
+def test_a_policy_that_changes_after_the_epoch_was_entered_refuses_the_next_round(house, tiny, tiny_study):
+    house.begin()
+    node = house.nodes["bank-1"]
+    node._policy = refusing(tiny_study, studies=frozenset())
+    node._trainer = tiny.Untouchable()
+    with pytest.raises(errors.UnknownStudy):
+        node.train(1, 0, house.packages, house.shares["bank-1"])
+    untouched(house, "bank-1")
+    assert node._machine.entered == (0, -1)
+
+
+def test_a_round_that_the_budget_does_not_allow_reads_and_spends_nothing_and_the_others_go_on(
+    houses, tiny_study, tiny
+):
+    policies = {"bank-1": refusing(tiny_study, epsilon_limit=0.5)}
+    house, contributors = houses(rows={"bank-1": tiny.Untouchable()}, policies=policies), []
+    house.run(lambda summary: contributors.append(summary.contributors))
+    assert [type(error) for error in house.errors["bank-1"]] == [errors.BudgetExhausted] * 2
+    untouched(house, "bank-1")
+    assert contributors == [("bank-2", "bank-3", "bank-4")] * 2
+    assert len(house.digests()) == 1  # what the others made of the rounds reached it all the same
+    assert house.nodes["bank-1"].state.round == 2
+
+
+def test_in_strict_mode_the_round_that_the_budget_does_not_allow_ends_the_study(
+    houses, strict_study, tiny_bases, tiny
+):
+    house = houses(
+        strict_study,
+        tiny_bases(strict_study),
+        rows={"bank-1": tiny.Untouchable()},
+        policies={"bank-1": refusing(strict_study, epsilon_limit=0.5)},
+    )
+    with pytest.raises(errors.ParticipantLost, match=r"threshold 4: bank-1 refused: budget_exhausted$"):
+        house.run()
+    untouched(house, "bank-1")
+    assert all(node.state.round == 0 for node in house.nodes.values())
 
 
 @pytest.mark.parametrize("layer", sorted(REQUIRED_LAYERS))
@@ -116,18 +160,18 @@ def test_the_round_that_would_pass_the_limit_is_refused_and_the_one_before_it_is
     whole = cost(houses().nodes["bank-4"], tiny_study, steps=2)
     policy = refusing(tiny_study, epsilon_limit=whole * 0.999)
     house = houses(rows={"bank-4": rows}, policies={"bank-4": policy})
-    kept = []
+    kept, contributors = [], []
 
-    def after_first(_):
-        wire, ledger = house.wires["bank-4"], house.ledgers["bank-4"]
-        kept.extend([house.nodes["bank-4"].state.digest(tiny_study.id), ledger.read_bytes(), len(wire.sent)])
+    def after_round(summary):
+        contributors.append(summary.contributors)
+        kept.append((house.ledgers["bank-4"].read_bytes(), len(house.wires["bank-4"].sent)))
 
-    with pytest.raises(errors.ParticipantLost, match="bank-4 refused: budget_exhausted"):
-        house.run(after_first)
+    house.run(after_round)
+    assert contributors == [house.names, house.names[:3]]
+    assert [type(error) for error in house.errors["bank-4"]] == [errors.BudgetExhausted]
     assert set(looks) == {0}
     node = house.nodes["bank-4"]
-    ledger, sent = house.ledgers["bank-4"].read_bytes(), len(house.wires["bank-4"].sent)
-    assert kept == [node.state.digest(tiny_study.id), ledger, sent]
+    assert kept[0] == kept[1] == (house.ledgers["bank-4"].read_bytes(), len(house.wires["bank-4"].sent))
     assert node.budget.epsilon() == cost(node, tiny_study)
 
 

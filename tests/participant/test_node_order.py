@@ -6,132 +6,190 @@ import pytest
 
 from hansa import errors
 from hansa.secure_agg.identity import Identity
-from hansa.secure_agg.messages import RoundKey, RoundResult, open_signed, sign_message
+from hansa.secure_agg.messages import Package, RoundResult, open_signed, sign_message
+
+JUNK = [b"signed"]
 
 
-def test_steps_come_in_their_order_and_each_once(house, tiny):
-    node = house.nodes["bank-1"]
+def refusals(house, name="bank-1"):
+    """Make a check that a step of a member is refused and leaves state, ledger and uploads as they were."""
+    node = house.nodes[name]
+
+    def outside():
+        return node.state.digest("00"), house.ledgers[name].exists(), len(house.wires[name].sent)
 
     def refused(kind, step, *values):
-        state, ledger, sent = (
-            node.state.digest("00"),
-            tiny.kinds(house.ledgers["bank-1"]),
-            len(house.wires["bank-1"].sent),
-        )
+        before = outside()
         with pytest.raises(kind):
             getattr(node, step)(*values)
-        assert (state, ledger) == (node.state.digest("00"), tiny.kinds(house.ledgers["bank-1"]))
-        assert sent == len(house.wires["bank-1"].sent)
+        assert outside() == before
 
-    for step, values in (("train", [[b"key"]]), ("open", []), ("close", [[b"result"]])):
-        refused(errors.OutOfOrder, step, 1, 0, *values)
+    return refused
+
+
+def test_the_steps_into_an_epoch_come_in_their_order(house):
+    refused, node = refusals(house), house.nodes["bank-1"]
+    for step, values in (
+        ("deal", [JUNK]),
+        ("vote", [JUNK, b"deal"]),
+        ("enter", [JUNK]),
+        ("train", [1, 0, JUNK, JUNK]),
+        ("answer", [1, 0]),
+        ("consents", [1, 0, JUNK]),
+        ("unmask", [1, 0, JUNK]),
+        ("open", [1, 0]),
+        ("catch_up", [1, 0, JUNK, JUNK]),
+        ("close", [1, 0, JUNK]),
+    ):
+        refused(errors.OutOfOrder, step, *values)
+    joined = node.join(1)
+    assert node.join(1) == joined
+    refused(errors.OutOfOrder, "deal", JUNK)  # another member deals in epoch 1
+    refused(errors.OutOfOrder, "enter", JUNK)
+    votes = house.voted()
+    refused(errors.OutOfOrder, "train", 1, 0, JUNK, JUNK)
+    refused(errors.CohortMismatch, "enter", votes[:3])
+    refused(errors.BadSignature, "enter", [votes[0], votes[1], votes[2], votes[3][:-1] + b"x"])
+    house.enter()
+    refused(errors.WrongEpoch, "join", 1)
+    refused(errors.WrongEpoch, "join", 0)
+
+
+def test_steps_come_in_their_order_and_each_once(house):
+    refused = refusals(house)
+    packages, shares = house.begin()
+    own = shares["bank-1"]
     for wrong, kind in ((0, errors.StaleRound), (2, errors.OutOfOrder), (3, errors.OutOfOrder)):
-        refused(kind, "advertise", wrong, 0)
-    keys = house.advertise()
-    refused(errors.PackageReuse, "advertise", 1, 0)
-    refused(errors.OutOfOrder, "open", 1, 0)
-    refused(errors.OutOfOrder, "close", 1, 0, [b"result"])
+        refused(kind, "train", wrong, 0, packages, own)
+    for step, values in (("answer", []), ("consents", [JUNK]), ("unmask", [JUNK]), ("open", [])):
+        refused(errors.OutOfOrder, step, 1, 0, *values)
+    refused(errors.OutOfOrder, "close", 1, 0, JUNK)
+    for name, node in house.nodes.items():
+        node.train(1, 0, packages, shares[name])
+    house.service.close()
+    refused(errors.StaleRound, "train", 1, 0, packages, own)
     for at in ((2, 0), (1, 1), (0, 0)):
-        refused(errors.OutOfOrder, "train", *at, keys)
-    for other in house.nodes.values():
-        other.train(1, 0, keys)
-    refused(errors.PackageReuse, "train", 1, 0, keys)
-    refused(errors.PackageReuse, "advertise", 1, 0)
-    refused(errors.OutOfOrder, "open", 2, 0)
-    refused(errors.OutOfOrder, "close", 1, 0, [b"result"])
-    results = [other.open(1, 0) for other in house.nodes.values()]
-    refused(errors.OutOfOrder, "open", 1, 0)
-    refused(errors.PackageReuse, "train", 1, 0, keys)
-    refused(errors.StaleRound, "advertise", 1, 0)
-    refused(errors.StaleRound, "advertise", 1, 1)
-    refused(errors.OutOfOrder, "advertise", 2, 0)
+        for step, values in (("answer", []), ("consents", [JUNK]), ("unmask", [JUNK]), ("open", [])):
+            refused(errors.OutOfOrder, step, *at, *values)
+    refused(errors.OutOfOrder, "consents", 1, 0, JUNK)  # it has seen no roster
+    refused(errors.OutOfOrder, "unmask", 1, 0, JUNK)
+    refused(errors.OutOfOrder, "open", 1, 0)  # of strict mode
+    releases = [node.answer(1, 0) for node in house.nodes.values()]
+    assert house.nodes["bank-1"].answer(1, 0) == releases[0]
+    refused(errors.OutOfOrder, "close", 1, 0, JUNK)
+    refused(errors.NotEnoughShares, "unmask", 1, 0, releases[:2])
+    opened = [node.unmask(1, 0, releases) for node in house.nodes.values()]
+    results = [result for result, _ in opened]
+    for _, made in opened:
+        house.post(made)
+    refused(errors.OutOfOrder, "unmask", 1, 0, releases)
+    refused(errors.OutOfOrder, "answer", 1, 0)
+    packages, shares = house.begin(2)
+    refused(errors.StaleRound, "train", 1, 1, packages, shares["bank-1"])
+    refused(errors.OutOfOrder, "train", 2, 0, packages, shares["bank-1"])
     refused(errors.OutOfOrder, "close", 2, 0, results)
-    for other in house.nodes.values():
-        other.close(1, 0, results)
+    for node in house.nodes.values():
+        node.close(1, 0, results)
     refused(errors.OutOfOrder, "close", 1, 0, results)
     house.close(2)
-    refused(errors.OutOfOrder, "advertise", 3, 0)  # the study has two rounds
+    packages, shares = house.begin(3)
+    refused(errors.OutOfOrder, "train", 3, 0, packages, shares["bank-1"])  # the study has two rounds
+    assert len(house.digests()) == 1
+
+
+def test_strict_mode_has_neither_releases_nor_certificates_and_opens_once(strict_house):
+    house, refused = strict_house, refusals(strict_house)
+    house.train()
+    refused(errors.OutOfOrder, "answer", 1, 0)
+    refused(errors.OutOfOrder, "consents", 1, 0, JUNK)
+    refused(errors.OutOfOrder, "unmask", 1, 0, JUNK)
+    refused(errors.OutOfOrder, "catch_up", 1, 0, house.packages, JUNK)
+    results = [node.open(1, 0)[0] for node in house.nodes.values()]
+    refused(errors.OutOfOrder, "open", 1, 0)
+    for node in house.nodes.values():
+        node.close(1, 0, results)
     assert len(house.digests()) == 1
 
 
 def test_no_attempt_is_entered_after_a_later_one(house):
-    house.advertise(1, 4)
-    for attempt in (0, 3):
+    packages, shares = house.begin(1, 4)
+    node = house.nodes["bank-1"]
+    node.train(1, 4, packages, shares["bank-1"])
+    packages, shares = house.begin(1, 3)
+    for attempt in (0, 3, 4):
         with pytest.raises(errors.StaleRound):
-            house.nodes["bank-1"].advertise(1, attempt)
+            node.train(1, attempt, packages, shares["bank-1"])
 
 
 # -- what the coordinator relays ----------------------------------------------------------------------------
 
 
-def key_of(house, name, identity=None, **changes):
-    values = {
-        "session": house.roster.session_id,
-        "study": house.roster.study_id,
-        "round": 1,
-        "attempt": 0,
-        "sender": name,
-        "public_key": bytes(range(32)),
-    }
-    return sign_message(identity or house.identities[name], RoundKey(**(values | changes)))
+def package_cases(house, packages):
+    own, second, third, fourth = packages
+    body = open_signed(fourth, Package, house.roster, 1)
 
+    def last(identity=house.identities["bank-4"], **changes):
+        return [own, second, third, sign_message(identity, dataclasses.replace(body, **changes))]
 
-def key_cases(house, keys):
-    own, second, third, fourth = keys
+    of_first = dataclasses.replace(open_signed(own, Package, house.roster, 1), package_id=bytes(16), number=1)
     return [
-        (errors.CohortMismatch, [own, second, third]),
-        (errors.CohortMismatch, [own]),
+        (errors.CohortTooSmall, [own, second]),
+        (errors.NotInCohort, [second, third, fourth]),
         (errors.DuplicateMember, [own, second, third, fourth, second]),
-        (errors.BadSignature, [own, second, third, key_of(house, "bank-4", Identity.generate())]),
+        (errors.BadSignature, last(Identity.generate())),
         (errors.BadSignature, [own, second, third, fourth[:-1] + bytes([fourth[-1] ^ 1])]),
-        (errors.UnknownSender, [*keys, key_of(house, "bank-5", house.identities["bank-4"])]),
-        (errors.WrongSession, [own, second, third, key_of(house, "bank-4", session=bytes(16))]),
-        (errors.WrongSession, [own, second, third, key_of(house, "bank-4", study=bytes(32))]),
-        (errors.StaleRound, [own, second, third, key_of(house, "bank-4", round=2)]),
-        (errors.StaleRound, [own, second, third, key_of(house, "bank-4", attempt=1)]),
-        (errors.OwnKeyMismatch, [key_of(house, "bank-1"), second, third, fourth]),
-        (errors.PackageReuse, [own, second, key_of(house, "bank-3"), key_of(house, "bank-4")]),
+        (errors.UnknownSender, last(sender="bank-5")),
+        (errors.WrongSession, last(session=bytes(16))),
+        (errors.WrongSession, last(study=bytes(32))),
+        (errors.WrongEpoch, last(epoch=2)),
+        (errors.StateRollback, last(round=2)),
+        (errors.PackageReuse, last(mask_key=open_signed(third, Package, house.roster, 1).mask_key)),
+        (errors.PackageHashMismatch, last(blob_hashes=bytes(64))),
+        (errors.ShareHashMismatch, last(seed_share_hashes=bytes(64))),
+        (errors.OwnKeyMismatch, [sign_message(house.identities["bank-1"], of_first), second, third, fourth]),
+        (errors.MalformedMessage, last(seed_commitment=b"")),
         (errors.MalformedMessage, [own, second, third, b"key"]),
         (errors.MalformedMessage, [own, second, third, bytes(1 << 20)]),
         (errors.MalformedMessage, [own, second, third, b""]),
     ]
 
 
-def test_round_keys_that_are_not_the_rosters_for_this_round_are_refused_before_data(
-    houses, tiny_tables, tiny
-):
+def test_packages_that_are_not_the_rosters_for_this_round_are_refused_before_data(houses, tiny):
     house = houses(rows={"bank-1": tiny.Untouchable()})
-    node, keys = house.nodes["bank-1"], house.advertise()
-    cases = key_cases(house, keys)
+    packages, shares = house.begin()
+    refused, own = refusals(house), shares["bank-1"]
+    cases = package_cases(house, packages)
     for kind, shown in cases:
-        with pytest.raises(kind):
-            node.train(1, 0, shown)
-    assert len({kind for kind, _ in cases}) == 9
+        refused(kind, "train", 1, 0, shown, [own[min(i, 3)] for i in range(len(shown))])
+    assert len({kind for kind, _ in cases}) == 13
+    refused(errors.CiphertextSizeMismatch, "train", 1, 0, packages, own[:3])
+    refused(errors.PackageHashMismatch, "train", 1, 0, packages, [own[0], own[2], own[1], own[3]])
     assert not house.ledgers["bank-1"].exists()
-    assert not house.wires["bank-1"].sent
-    # Nothing was used up: the right keys are taken, and only then the records are asked for.
+    # Nothing was used up: the right packages are taken, and only then the records are asked for.
     with pytest.raises(AssertionError, match="the records were touched"):
-        node.train(1, 0, keys)
+        house.nodes["bank-1"].train(1, 0, packages, own)
     assert tiny.kinds(house.ledgers["bank-1"]) == ["reserve"]
 
 
-def test_a_member_with_a_substituted_key_gets_no_sum_and_its_upload_is_refused(house, tiny):
-    """The coordinator shows bank-4 another key under the name of a member that it controls."""
-    keys = house.advertise()
-    shown = [*keys[:2], key_of(house, "bank-3"), keys[3]]
-    for name in tiny.NAMES[:3]:
-        house.nodes[name].train(1, 0, keys)
+def test_a_member_with_another_cohort_gets_no_sum_and_its_upload_is_refused(house):
+    """The coordinator shows bank-4 another package under the name of a member that it controls."""
+    packages, shares = house.begin()
+    for name in house.names[:3]:
+        house.nodes[name].train(1, 0, packages, shares[name])
+    others, other_shares = house.board.take(house.names)
+    shown = [packages[0], packages[1], others[2], packages[3]]
+    sealed = [other_shares["bank-4"][i] if i == 2 else shares["bank-4"][i] for i in range(4)]
     with pytest.raises(errors.CohortMismatch, match="another cohort"):
-        house.nodes["bank-4"].train(1, 0, shown)
-    for node in house.nodes.values():
-        with pytest.raises(errors.OutOfOrder):
-            node.open(1, 0)
+        house.nodes["bank-4"].train(1, 0, shown, sealed)
+    house.service.close()
+    with pytest.raises(errors.OwnUploadMissing):
+        house.nodes["bank-4"].answer(1, 0)
     assert all(node.state.round == 0 for node in house.nodes.values())
 
 
 def test_results_that_are_not_the_rosters_for_this_round_do_not_close_it(house):
     results = house.open()
-    body = open_signed(results[3], RoundResult, house.roster)
+    body = open_signed(results[3], RoundResult, house.roster, 1)
     node = house.nodes["bank-1"]
 
     def signed(identity=house.identities["bank-4"], **changes):
@@ -141,41 +199,18 @@ def test_results_that_are_not_the_rosters_for_this_round_do_not_close_it(house):
         (errors.ModelDivergence, signed(state_tag=bytes(32))),
         (errors.ModelDivergence, signed(roster_hash=bytes(32))),
         (errors.ModelDivergence, signed(cohort_hash=bytes(32))),
-        (errors.StaleRound, signed(round=2)),
+        (errors.StateRollback, signed(round=2)),
+        (errors.StaleRound, signed(round=0)),
+        (errors.StaleRound, signed(attempt=1)),
+        (errors.WrongEpoch, signed(epoch=2)),
         (errors.WrongSession, signed(session=bytes(16))),
         (errors.BadSignature, signed(Identity.generate())),
-        (errors.DuplicateMember, results[0]),
+        (errors.DuplicateMessage, results[0]),
         (errors.MalformedMessage, b"result"),
         (errors.MalformedMessage, house.service.download(1, 0)[0][3]),
     ):
         with pytest.raises(kind):
             node.close(1, 0, [*results[:3], last])
     with pytest.raises(errors.CohortMismatch):
-        node.close(1, 0, results[:3])
-    node.close(1, 0, results)
-
-
-def test_after_a_sum_that_could_not_be_opened_nothing_more_is_entered(house):
-    keys = house.advertise()
-    for other in house.nodes.values():
-        other.train(1, 0, keys)
-    node = house.nodes["bank-1"]
-    honest = node._aggregator
-    node._aggregator = _Forger(honest)
-    with pytest.raises(errors.ProtocolError):
-        node.open(1, 0)
-    node._aggregator = honest
-    with pytest.raises(errors.OutOfOrder, match="could not be opened"):
-        node.advertise(1, 1)
-    assert house.nodes["bank-2"].open(1, 0)
-
-
-class _Forger:
-    """Hands out the true headers with a damaged aggregate."""
-
-    def __init__(self, honest):
-        self._honest = honest
-
-    def download(self, round_index, attempt):
-        headers, aggregate = self._honest.download(round_index, attempt)
-        return headers, [aggregate[0][:-1], *aggregate[1:]]
+        node.close(1, 0, results[:2])
+    node.close(1, 0, results[1:3])  # and the own one: as many as the threshold

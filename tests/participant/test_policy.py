@@ -58,7 +58,7 @@ def test_a_study_without_a_required_layer_is_refused(
     replace(agreed(study), required_layers=REQUIRED_LAYERS - set(off)).verify_study(study)
 
 
-@pytest.mark.parametrize("layer", ["in_slot_tag", "a_layer_of_the_future"])
+@pytest.mark.parametrize("layer", ["crash_recovery", "a_layer_of_the_future"])
 def test_a_required_layer_that_is_not_built_is_refused(study_with: Makes, layer: str) -> None:
     study = study_with()
     with pytest.raises(LayerMissing, match=layer):

@@ -1,19 +1,23 @@
-"""A consortium in one process: identities, roster, one HE key, and rounds with injected randomness."""
+"""A consortium in one process: identities, roster, epoch, and rounds with injected randomness."""
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
 from hansa.secure_agg.aggregator import RoundAggregator
 from hansa.secure_agg.bfv import HeKey
+from hansa.secure_agg.epoch import Epoch, EpochSetup
 from hansa.secure_agg.identity import Identity, Roster
-from hansa.secure_agg.parameters import layout_for
-from hansa.secure_agg.participant import ParticipantRound, UsedKeys
+from hansa.secure_agg.parameters import Terms
+from hansa.secure_agg.participant import RoundMachine
+from hansa.secure_agg.relay import EpochRelay, PackageBoard
+from hansa.secure_agg.store import MemoryStore
+from hansa.secure_agg.unmasking import Opened
 
-STATE_TAG = b"s" * 32
-PREVIOUS = b"p" * 32
+FIRST = bytes(32)
 
 
 class SeededBytes:
@@ -27,62 +31,184 @@ class SeededBytes:
         return hashlib.shake_256(f"{self.seed}/{self.calls}".encode()).digest(count)
 
 
-class Consortium:
-    def __init__(self, participants: int, he_key: HeKey, bits: int = 8) -> None:
-        self.random_bytes = SeededBytes(f"consortium of {participants}")
-        self.ids = [f"bank-{index:03d}" for index in range(participants)]
-        self.identities = {name: Identity.generate(self.random_bytes) for name in self.ids}
+@dataclass
+class Round:
+    """One attempt, with everything that the coordinator has seen of it."""
+
+    number: int
+    attempt: int
+    packages: list[bytes]
+    shares: dict[str, list[bytes]]
+    aggregator: RoundAggregator
+    levels: dict[str, np.ndarray] = field(default_factory=dict)
+    uploads: dict[str, tuple[bytes, list[bytes]]] = field(default_factory=dict)
+
+    def expected(self) -> np.ndarray:
+        return sum(self.levels[name] for name in self.aggregator.contributors)
+
+
+class House:
+    """The members of one epoch and their coordinator."""
+
+    def __init__(self, participants: int, mode: str = "", bits: int = 8) -> None:
+        self.random_bytes = SeededBytes(f"house of {participants}")
+        self.names = [f"bank-{index:03d}" for index in range(participants)]
+        self.identities = {name: Identity.generate(self.random_bytes) for name in self.names}
         self.roster = Roster(
             session_id=b"S" * 16,
             study_id=b"T" * 32,
-            members=tuple((name, self.identities[name].public) for name in self.ids),
+            members=tuple((name, self.identities[name].public) for name in self.names),
         )
-        self.he_key = he_key
-        self.layout = layout_for(participants, bits)
-        self.used = {name: UsedKeys() for name in self.ids}
+        self.terms = Terms(participants=participants, mode=mode, bits=bits)
+        self.stores = {name: MemoryStore() for name in self.names}
+        self.state = dict.fromkeys(self.names, (b"m" * 32, FIRST))
+        self.number = -1
+        self.new_epoch()
 
-    def member(
-        self, name: str, round_index: int = 1, attempt: int = 0, **changes: object
-    ) -> ParticipantRound:
+    # -- epochs ------------------------------------------------------------------------------------------
+
+    def setup(self, name: str, epoch: int | None = None, **changes: object) -> EpochSetup:
         arguments: dict[str, object] = {
             "participant": name,
             "identity": self.identities.get(name),
             "roster": self.roster,
-            "he_key": self.he_key,
-            "layout": self.layout,
-            "round_index": round_index,
-            "attempt": attempt,
-            "used_keys": self.used.get(name),
+            "terms": self.terms,
+            "epoch": self.number + 1 if epoch is None else epoch,
+            "store": self.stores.get(name),
             "random_bytes": self.random_bytes,
         }
-        return ParticipantRound(**(arguments | changes))
+        return EpochSetup(**(arguments | changes))
 
-    def started(self, round_index: int = 1, attempt: int = 0) -> dict[str, ParticipantRound]:
-        members = {name: self.member(name, round_index, attempt) for name in self.ids}
-        keys = [member.advertise() for member in members.values()]
-        for member in members.values():
-            member.start(keys)
-        return members
+    def new_epoch(self) -> None:
+        setups = {name: self.setup(name) for name in self.names}
+        self.number += 1
+        relay = EpochRelay(self.roster, self.number)
+        for setup in setups.values():
+            relay.accept_join(setup.join())
+        relay.accept_deal(setups[relay.dealer].deal(relay.joins()))
+        for setup in setups.values():
+            relay.accept_vote(setup.vote(relay.joins(), relay.deal()))
+        self.epochs: dict[str, Epoch] = {name: setup.enter(relay.votes()) for name, setup in setups.items()}
+        self.machines = {name: self.machine(name) for name in self.names}
+        self.board = PackageBoard(self.roster, self.terms, self.number)
+
+    def machine(self, name: str, store: MemoryStore | None = None) -> RoundMachine:
+        return RoundMachine(
+            epoch=self.epochs[name],
+            identity=self.identities[name],
+            store=self.stores[name] if store is None else store,
+            random_bytes=self.random_bytes,
+        )
+
+    def restart(self, name: str) -> RoundMachine:
+        self.machines[name] = self.machine(name)
+        return self.machines[name]
+
+    # -- rounds ------------------------------------------------------------------------------------------
 
     def levels(self, count: int, seed: int = 0) -> dict[str, np.ndarray]:
-        generator, top = np.random.default_rng(seed), self.layout.maximum_level
-        return {name: generator.integers(-top, top + 1, count) for name in self.ids}
+        generator, top = np.random.default_rng(seed), self.terms.layout.maximum_level
+        return {name: generator.integers(-top, top + 1, count) for name in self.names}
 
-    def protected(
-        self, levels: dict[str, np.ndarray], round_index: int = 1, attempt: int = 0
-    ) -> tuple[dict[str, ParticipantRound], dict[str, tuple[bytes, list[bytes]]]]:
-        members = self.started(round_index, attempt)
-        return members, {
-            name: member.protect(levels[name], STATE_TAG, PREVIOUS) for name, member in members.items()
+    def post(self, names: list[str] | None = None) -> None:
+        for name in names or self.names:
+            for signed, blobs in self.machines[name].packages(self.board.handed_out(name)):
+                self.board.accept(signed, blobs)
+
+    def begin(self, number: int = 1, attempt: int = 0, cohort: list[str] | None = None) -> Round:
+        cohort = cohort or self.names
+        self.post(cohort)
+        packages, shares = self.board.take(cohort)
+        aggregator = RoundAggregator(
+            roster=self.roster,
+            terms=self.terms,
+            epoch=self.number,
+            round_index=number,
+            attempt=attempt,
+            cohort=cohort,
+        )
+        return Round(number, attempt, packages, shares, aggregator)
+
+    def start(self, name: str, round_: Round, **changes: object) -> None:
+        model_hash, transcript = self.state[name]
+        arguments = {
+            "round_index": round_.number,
+            "attempt": round_.attempt,
+            "packages": round_.packages,
+            "blobs": round_.shares.get(name, []),
+            "model_hash": model_hash,
+            "transcript": transcript,
         }
+        self.machines[name].start(**(arguments | changes))
 
-    def aggregator(
-        self, uploads: dict[str, tuple[bytes, list[bytes]]], round_index: int = 1, attempt: int = 0
-    ) -> RoundAggregator:
-        aggregator = RoundAggregator(self.roster, round_index, attempt)
-        for header, ciphertexts in uploads.values():
-            aggregator.accept(header, ciphertexts)
-        return aggregator
+    def uploaded(
+        self, number: int = 1, attempt: int = 0, *, count: int = 50, gone: tuple[str, ...] = (), cohort=None
+    ) -> Round:
+        """Play R0 and R1; who is gone has started but not uploaded."""
+        round_ = self.begin(number, attempt, cohort)
+        round_.levels = self.levels(count, seed=number * 100 + attempt)
+        for name in round_.aggregator.cohort:
+            self.start(name, round_)
+        for name in round_.aggregator.cohort:
+            if name not in gone:
+                round_.uploads[name] = self.machines[name].protect(round_.levels[name])
+                round_.aggregator.accept(*round_.uploads[name])
+        return round_
+
+    def released(self, round_: Round, gone: tuple[str, ...] = ()) -> list[bytes]:
+        """Play R2 to R4; who is gone answers nothing."""
+        headers, aggregate = round_.aggregator.close()
+        here = [name for name in round_.aggregator.contributors if name not in gone]
+        for name in here:
+            round_.aggregator.accept_answer(self.machines[name].answer(headers, aggregate))
+        if round_.aggregator.needs_consents:
+            for name in here:
+                consents = round_.aggregator.consents()
+                round_.aggregator.accept_answer(self.machines[name].consents(consents))
+        return round_.aggregator.releases()
+
+    def catch_up(self, name: str, round_: Round, **changes: object) -> Opened:
+        headers, aggregate = round_.aggregator.close()
+        model_hash, transcript = self.state[name]
+        arguments = {
+            "round_index": round_.number,
+            "attempt": round_.attempt,
+            "packages": round_.packages,
+            "headers": headers,
+            "aggregate": aggregate,
+            "releases": round_.aggregator.releases(),
+            "count": next(iter(round_.levels.values())).size,
+            "model_hash": model_hash,
+            "transcript": transcript,
+        }
+        return self.machines[name].catch_up(**(arguments | changes))
+
+    def finish(self, name: str, round_: Round, opened: Opened) -> None:
+        self.state[name] = (
+            hashlib.sha256(opened.total.tobytes() + opened.transcript).digest(),
+            opened.transcript,
+        )
+        self.machines[name].finish(round_.number, round_.attempt)
+
+    def play(
+        self, number: int = 1, attempt: int = 0, *, gone: tuple[str, ...] = (), count: int = 50
+    ) -> Round:
+        """Play a whole round; who is gone vanishes before its upload and catches up afterwards."""
+        round_ = self.uploaded(number, attempt, gone=gone, count=count)
+        if self.terms.strict:
+            for name in self.names:
+                opened = self.machines[name].open(*round_.aggregator.close())
+                np.testing.assert_array_equal(opened.total, round_.expected())
+                self.finish(name, round_, opened)
+            return round_
+        releases = self.released(round_)
+        for name in self.names:
+            caught = name not in round_.aggregator.contributors
+            opened = self.catch_up(name, round_) if caught else self.machines[name].unmask(releases)
+            np.testing.assert_array_equal(opened.total, round_.expected())
+            self.finish(name, round_, opened)
+        assert len(set(self.state.values())) == 1
+        return round_
 
 
 @pytest.fixture(scope="session")
@@ -91,8 +217,8 @@ def he_key() -> HeKey:
 
 
 @pytest.fixture
-def consortium(he_key: HeKey) -> Callable[..., Consortium]:
-    return lambda participants=3, bits=8: Consortium(participants, he_key, bits)
+def house() -> Callable[..., House]:
+    return House
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
-"""The aggregator: what it refuses, and that it knows nothing."""
+"""The coordinator's round: what it refuses, and that a refusal changes nothing."""
 
 import itertools
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from hansa.errors import (
@@ -11,48 +10,56 @@ from hansa.errors import (
     BadSignature,
     CiphertextSizeMismatch,
     CohortMismatch,
-    DuplicateMember,
+    CohortTooSmall,
+    DuplicateMessage,
     HeParameterMismatch,
     MalformedCiphertext,
     MalformedMessage,
+    NotInCohort,
     OutOfOrder,
+    RosterEquivocation,
     StaleRound,
+    StateRollback,
     UnknownSender,
+    WrongEpoch,
     WrongSession,
 )
-from hansa.secure_agg import bfv
 from hansa.secure_agg.aggregator import RoundAggregator
-from hansa.secure_agg.bfv import CiphertextSum, HeKey
 from hansa.secure_agg.cohort import ciphertext_list_hash
-from hansa.secure_agg.identity import Identity, Roster
-from hansa.secure_agg.masks import RoundSecret
-from hansa.secure_agg.messages import Envelope, UploadHeader, open_signed, sign_message
+from hansa.secure_agg.identity import Identity
+from hansa.secure_agg.messages import Consent, Envelope, UploadHeader, sign_message
 
 
-def test_an_upload_that_is_refused_leaves_the_aggregator_as_it_was(consortium, seeded_bytes):
-    house = consortium()
-    levels = house.levels(house.layout.entries_per_ciphertext + 10)
-    members, uploads = house.protected(levels)
-    aggregator = RoundAggregator(house.roster, 1, 0)
+def _aggregator(members, **changes):
+    arguments = {"roster": members.roster, "terms": members.terms, "epoch": 0, "round_index": 1, "attempt": 0}
+    return RoundAggregator(**(arguments | changes))
+
+
+def test_an_upload_that_is_refused_leaves_the_aggregator_as_it_was(house):
+    members = house(4)
+    round_ = members.uploaded(count=members.terms.layout.capacity(1) + 10)
+    uploads = round_.uploads
+    aggregator = _aggregator(members, cohort=members.names[:3])
     aggregator.accept(*uploads["bank-000"])
-    before = ([s.serialise() for s in aggregator._sums], aggregator.headers(), aggregator.uplink_bytes)
     header, ciphertexts = uploads["bank-001"]
-    body = open_signed(header, UploadHeader, house.roster)
-    mallory = house.identities["bank-001"]
+    body = UploadHeader.decode(Envelope.decode(header).body)
 
     def resigned(**changes):
-        return sign_message(mallory, replace(body, **changes))
+        return sign_message(members.identities["bank-001"], replace(body, **changes))
 
-    above_q = ciphertexts[1][:-15] + b"\xff" * 15
-    lied = [ciphertexts[0], above_q]
-    envelope = Envelope.decode(header)
-    sybil = sign_message(Identity.generate(seeded_bytes("sybil")), replace(body, sender="bank-999"))
+    def state():
+        return [s.serialise() for s in aggregator._sums], aggregator.contributors, aggregator.uplink_bytes
+
+    lied = [ciphertexts[0], ciphertexts[1][:-15] + b"\xff" * 15]
+    sybil = sign_message(Identity.generate(), replace(body, sender="bank-999"))
     cases = [
-        (DuplicateMember, uploads["bank-000"]),
-        (BadSignature, (replace(envelope, sender="bank-002").encode(), ciphertexts)),
+        (DuplicateMessage, uploads["bank-000"]),
+        (BadSignature, (replace(Envelope.decode(header), sender="bank-002").encode(), ciphertexts)),
         (UnknownSender, (sybil, ciphertexts)),
+        (NotInCohort, uploads["bank-003"]),
         (WrongSession, (resigned(session=bytes(16)), ciphertexts)),
-        (StaleRound, (resigned(round=2), ciphertexts)),
+        (WrongEpoch, (resigned(epoch=1), ciphertexts)),
+        (StateRollback, (resigned(round=2), ciphertexts)),
         (StaleRound, (resigned(attempt=1), ciphertexts)),
         (MalformedMessage, (header + b"\x00", ciphertexts)),
         (CohortMismatch, (resigned(cohort_hash=bytes(32)), ciphertexts)),
@@ -65,62 +72,91 @@ def test_an_upload_that_is_refused_leaves_the_aggregator_as_it_was(consortium, s
         (AggregateHashMismatch, (header, [ciphertexts[0], uploads["bank-000"][1][1]])),
         (MalformedCiphertext, (resigned(ciphertext_list_hash=ciphertext_list_hash(lied)), lied)),
     ]
+    before = state()
     for error, (signed, sent) in cases:
         with pytest.raises(error):
             aggregator.accept(signed, sent)
-        after = ([s.serialise() for s in aggregator._sums], aggregator.headers(), aggregator.uplink_bytes)
-        assert after == before
-    with pytest.raises(OutOfOrder, match="1 of 3"):
-        aggregator.aggregate()
+        assert state() == before
+    aggregator.accept(*uploads["bank-001"])
     assert not aggregator.complete
-    for name in ("bank-001", "bank-002"):
-        aggregator.accept(*uploads[name])
+    aggregator.accept(*uploads["bank-002"])
     assert aggregator.complete
-    total = members["bank-002"].open(aggregator.headers(), aggregator.aggregate())
-    np.testing.assert_array_equal(total, sum(levels.values()))
+    headers, aggregate = aggregator.close()
+    assert aggregator.close() == (headers, aggregate)
+    with pytest.raises(OutOfOrder):
+        aggregator.accept(*uploads["bank-003"])
+    assert aggregator.uplink_bytes == sum(len(uploads[n][0]) + 2 * 30784 for n in members.names[:3])
 
 
-def test_an_endless_upload_is_read_one_ciphertext_too_far(consortium):
-    house = consortium()
-    _, uploads = house.protected(house.levels(100))
-    header, (ciphertext,) = uploads["bank-000"]
+def test_the_check_of_ciphertexts_comes_before_they_are_parsed(house, monkeypatch):
+    members = house(4)
+    round_ = members.uploaded()
+    seen = []
+
+    def refuse(ciphertexts):
+        seen.append(list(ciphertexts))
+        raise MalformedCiphertext("a ciphertext crashed its checker")
+
+    aggregator = _aggregator(members, check_ciphertexts=refuse)
+    monkeypatch.setattr(
+        "hansa.secure_agg.aggregator.parse_seeded", lambda _: pytest.fail("parsed before the check")
+    )
+    with pytest.raises(MalformedCiphertext):
+        aggregator.accept(*round_.uploads["bank-000"])
+    assert seen == [round_.uploads["bank-000"][1]]
+    assert aggregator.contributors == ()
+
+
+def test_a_cohort_below_the_threshold_is_none(house):
+    members = house(5)
+    with pytest.raises(CohortTooSmall):
+        _aggregator(members, cohort=members.names[:3])
+
+
+def test_an_endless_upload_is_read_one_ciphertext_too_far(house):
+    members = house(4)
+    header, (ciphertext,) = members.uploaded().uploads["bank-000"]
     stream = itertools.count()
-    endless = (ciphertext for _ in stream)
     with pytest.raises(CiphertextSizeMismatch, match="more"):
-        RoundAggregator(house.roster, 1, 0).accept(header, endless)
+        _aggregator(members).accept(header, (ciphertext for _ in stream))
     assert next(stream) == 2
 
 
-def test_there_is_no_secret_behind_an_aggregator(consortium):
-    house = consortium()
-    members, uploads = house.protected(house.levels(100))
-    aggregator = house.aggregator(uploads)
-    aggregator.aggregate()
-    objects, texts = _reachable(aggregator)
-    native = [getattr(bfv.sealapi, name) for name in ("SecretKey", "KeyGenerator", "Encryptor", "Decryptor")]
-    forbidden = (HeKey, Identity, RoundSecret, type(members["bank-000"]), *native)
-    assert not [value for value in objects if isinstance(value, forbidden)]
-    assert any(isinstance(value, CiphertextSum) for value in objects)
-    assert any(isinstance(value, Roster) for value in objects)
-    secrets = [house.he_key.export()[40:72], *(identity.export() for identity in house.identities.values())]
-    assert not [secret for secret in secrets for text in texts if secret in text]
+def test_answers_to_another_roster_from_strangers_or_twice_are_refused(house):
+    members = house(5)
+    round_ = members.uploaded(gone=("bank-004",))
+    headers, aggregate = round_.aggregator.close()
+    consent = members.machines["bank-000"].answer(headers, aggregate)
+    body = Consent.decode(Envelope.decode(consent).body)
+
+    def resigned(signer="bank-000", **changes):
+        return sign_message(members.identities[signer], replace(body, **changes))
+
+    second = sign_message(members.identities["bank-000"], body)
+    assert second == consent  # Ed25519 is deterministic: the same answer is the same bytes
+    for error, wrong in (
+        (RosterEquivocation, resigned(roster_hash=bytes(32))),
+        (RosterEquivocation, resigned(cohort_hash=bytes(32))),
+        (NotInCohort, resigned("bank-004", sender="bank-004")),
+        (StaleRound, resigned(attempt=1)),
+        (BadSignature, resigned("bank-001")),
+        (MalformedMessage, headers[0]),
+        (MalformedMessage, members.machines["bank-000"].abort(1, 0)),
+    ):
+        with pytest.raises(error):
+            round_.aggregator.accept_answer(wrong)
+    assert round_.aggregator.accept_answer(consent) == round_.aggregator.accept_answer(consent) == "bank-000"
+    assert round_.aggregator.needs_consents
 
 
-def _reachable(root):
-    """Every object that attributes, slots, lists and dicts lead to, and every byte string among them."""
-    found, texts, queue = {}, [], [root]
-    while queue:
-        value = queue.pop()
-        if id(value) in found or isinstance(value, type):
-            continue
-        found[id(value)] = value
-        if isinstance(value, bytes):
-            texts.append(value)
-        elif isinstance(value, dict):
-            queue += [*value.keys(), *value.values()]
-        elif isinstance(value, (list, tuple)):
-            queue += list(value)
-        elif type(value).__module__.startswith("hansa"):
-            names = [*getattr(value, "__dict__", ()), *getattr(type(value), "__slots__", ())]
-            queue += [getattr(value, name) for name in names if hasattr(value, name)]
-    return list(found.values()), texts
+def test_memory_is_one_sum_a_ciphertext_whatever_the_members(house):
+    for participants in (4, 9):
+        members = house(participants)
+        round_ = members.uploaded(count=members.terms.layout.capacity(2))
+        assert len(round_.aggregator._sums) == 2
+        assert {running.terms for running in round_.aggregator._sums} == {participants}
+        kept = [value for value in vars(round_.aggregator).values() if isinstance(value, (bytes, list, dict))]
+        assert (
+            sum(len(v) for values in kept if isinstance(values, dict) for v in values.values())
+            < 1000 * participants
+        )

@@ -94,7 +94,7 @@ def test_a_key_travels_by_export_and_load_only(he_key):
     secret = he_key.export()
     assert secret[40:48].hex() not in repr(he_key)
     assert he_key.key_id.hex()[:16] in repr(he_key)
-    for wrong in (b"", secret[:-1], bytes(len(secret)), secret[:100] + bytes(len(secret) - 100)):
+    for wrong in (b"", secret[:-1], bytes(len(secret)), secret[:-15] + b"\xff" * 15, b"\xff" * len(secret)):
         with pytest.raises(HeParameterMismatch):
             HeKey.load(wrong)
 
@@ -243,19 +243,22 @@ def test_mutated_ciphertexts_end_in_an_error_or_in_numbers_never_in_a_crash(he_k
     assert refused > 100
 
 
-def test_mutated_uploads_never_change_a_sum_under_a_signed_header(consortium):
-    house = consortium()
-    levels = house.levels(100)
-    members, uploads = house.protected(levels)
-    (first, rest), *others = uploads.values()
-    aggregator = house.aggregator({})
+def test_mutated_uploads_never_change_a_sum_under_a_signed_header(house):
+    members = house(3)
+    round_ = members.begin()
+    round_.levels = members.levels(100)
+    for name in members.names:
+        members.start(name, round_)
+        round_.uploads[name] = members.machines[name].protect(round_.levels[name])
+    (first, rest), *others = round_.uploads.values()
+    aggregator = round_.aggregator
     for mutated in _mutations(rest[0], 240, 3):
         with pytest.raises((CiphertextSizeMismatch, AggregateHashMismatch)):
             aggregator.accept(first, [mutated])
-        assert aggregator.headers() == []
+        assert aggregator.contributors == ()
         assert aggregator._sums == []
         assert aggregator.uplink_bytes == 0
     for header, ciphertexts in ((first, rest), *others):
         aggregator.accept(header, ciphertexts)
-    total = members["bank-000"].open(aggregator.headers(), aggregator.aggregate())
-    np.testing.assert_array_equal(total, sum(levels.values()))
+    opened = members.machines["bank-000"].open(*aggregator.close())
+    np.testing.assert_array_equal(opened.total, round_.expected())

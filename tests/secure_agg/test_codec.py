@@ -26,10 +26,10 @@ def _scores(count, seed=0):
 @pytest.mark.parametrize(
     ("trainable", "share", "participants", "kept"),
     [
-        (1_000_000, 0.3, 15, 19 * 16384),
-        (163_840, 0.1, 15, 16384),  # exactly one ciphertext, although 0.1 as binary fraction is above 1/10
-        (163_841, 0.1, 15, 2 * 16384),
-        (1_000_000, 0.3, 17, 25 * 12288),
+        (1_000_000, 0.3, 15, 19 * 16384 - 32),
+        (163_520, 0.1, 15, 16352),  # exactly one ciphertext, although 0.1 as binary fraction is above 1/10
+        (163_521, 0.1, 15, 2 * 16384 - 32),
+        (1_000_000, 0.3, 17, 25 * 12288 - 24),
         (10_000, 0.3, 3, 10_000),
         (50_000, 1.0, 3, 50_000),
         (1, 1e-9, 3, 1),
@@ -194,7 +194,7 @@ def test_a_sum_that_n_levels_cannot_be_is_refused():
             dequantise_sum(np.array([0]), bound, 8, participants)
 
 
-def test_quantise_and_mean_together_are_within_one_level(consortium):
+def test_quantise_and_mean_together_are_within_one_level():
     generator = np.random.default_rng(3)
     values = generator.normal(scale=0.2, size=(5, 1000)).clip(-1, 1)
     total = sum(quantise(row, 1.0, 8, generator.random) for row in values)

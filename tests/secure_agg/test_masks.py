@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from hansa.errors import MalformedMessage, UploadReuse
+from hansa.errors import MalformedMessage
 from hansa.secure_agg.cohort import cohort_hash
-from hansa.secure_agg.masks import RoundSecret, mask_stream, net_mask, pair_seed
+from hansa.secure_agg.masks import mask_stream, net_mask, pair_seed, pair_sign, self_seed
 from hansa.secure_agg.parameters import PLAIN_MODULUS
 
 # RFC 7748 section 6.1
@@ -20,7 +20,6 @@ BOB = bytes.fromhex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff8
 GOLDEN_SEED = "f48fbbf267065bfbfe75e71686c6f91ffbb2e32134cf15d9b2cec8980e7e6f77"
 GOLDEN_WORDS = [161771687067360, 24560308785954, 270979380576596]
 GOLDEN_MASK = "989d91c4b599edbcfb1ca7c15af98c34456b67267f4f3561bf3213721f166c49"
-GOLDEN_COHORT = "c43f0c80239617b29edebcc15b9b47c874ff458c0aaad0752ea4353214cd97cb"
 COHORT = bytes(range(32))
 
 
@@ -139,12 +138,14 @@ def test_reduction_in_place_of_rejection_would_not_be_uniform():
 @given(participants=st.integers(2, 12), slots=st.integers(1, 200), seed=st.integers(0, 2**32))
 def test_net_masks_of_a_whole_cohort_add_up_to_zero(participants, slots, seed):
     ids = [f"p{index:02d}" for index in range(participants)]
-    secrets = {
-        name: RoundSecret(lambda count, name=name: hashlib.sha256(f"{seed}{name}".encode()).digest()[:count])
-        for name in ids
-    }
-    public = {name: secret.public for name, secret in secrets.items()}
-    masks = [net_mask(secrets[name].signed_seeds(name, public, COHORT, 1, 0), slots) for name in ids]
+    secrets = {name: hashlib.sha256(f"{seed}{name}".encode()).digest() for name in ids}
+
+    def pairs(name):
+        for peer in ids:
+            if peer != name:
+                yield pair_sign(name, peer), _pair(secrets[name], secrets[peer], participant=name, peer=peer)
+
+    masks = [net_mask(pairs(name), slots) for name in ids]
     assert all(int(mask.max()) < PLAIN_MODULUS for mask in masks)
     total = sum(mask.astype(object) for mask in masks)
     assert not np.any(total % PLAIN_MODULUS)
@@ -152,28 +153,21 @@ def test_net_masks_of_a_whole_cohort_add_up_to_zero(participants, slots, seed):
         assert np.any(sum(mask.astype(object) for mask in masks[:-1]) % PLAIN_MODULUS)
 
 
-def test_an_erased_round_key_derives_nothing(seeded_bytes):
-    secret = RoundSecret(seeded_bytes("round"))
-    peer = RoundSecret(seeded_bytes("peer"))
-    public = {"a": secret.public, "b": peer.public}
-    assert len(secret.signed_seeds("a", public, COHORT, 1, 0)) == 1
-    secret.erase()
-    with pytest.raises(UploadReuse):
-        secret.signed_seeds("a", public, COHORT, 1, 0)
+def test_the_self_mask_seed_is_frozen_and_binds_cohort_member_round_and_attempt():
+    def seed(secret=ALICE, cohort=COHORT, participant="a", round_index=1, attempt=2):
+        return self_seed(secret, cohort, participant=participant, round_index=round_index, attempt=attempt)
+
+    parts = (b"hansa/v1/secure-agg/self-mask", b"a", (1).to_bytes(8, "big"), (2).to_bytes(8, "big"))
+    info = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    assert seed() == _hkdf(ALICE, COHORT, info)
+    others = {seed(BOB), seed(cohort=bytes(32)), seed(participant="b"), seed(round_index=2), seed(attempt=3)}
+    assert len(others | {seed()}) == 6
 
 
-def test_a_round_secret_shows_only_its_public_half(seeded_bytes):
-    raw = seeded_bytes("round")(32)
-    secret = RoundSecret(lambda count: raw[:count])
-    assert raw.hex()[:8] not in repr(secret)
-    assert secret.public.hex()[:16] in repr(secret)
-
-
-def test_the_cohort_hash_is_frozen_and_binds_every_part(consortium):
-    roster = consortium().roster
+def test_the_cohort_hash_binds_every_part():
     keys = {"bank-000": b"one", "bank-001": b"two", "bank-002": b"three"}
-    golden = cohort_hash(roster, 1, 0, keys)
-    assert golden == cohort_hash(roster, 1, 0, dict(reversed(keys.items())))
+    golden = cohort_hash(b"m" * 32, 1, 0, keys, b"t" * 32)
+    assert golden == cohort_hash(b"m" * 32, 1, 0, dict(reversed(keys.items())), b"t" * 32)
 
     def framed_hash(*parts):
         return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).digest()
@@ -181,17 +175,20 @@ def test_the_cohort_hash_is_frozen_and_binds_every_part(consortium):
     members = [
         part for name, data in keys.items() for part in (name.encode(), _message_hash(framed_hash, data))
     ]
-    head = (b"hansa/v1/secure-agg/cohort", b"S" * 16, b"T" * 32, (1).to_bytes(8, "big"), bytes(8))
+    head = (b"hansa/v2/secure-agg/cohort", b"m" * 32, (1).to_bytes(8, "big"), bytes(8), b"t" * 32)
     assert golden == framed_hash(*head, *members)
-    assert golden.hex() == GOLDEN_COHORT
     others = {
-        cohort_hash(roster, 2, 0, keys),
-        cohort_hash(roster, 1, 1, keys),
-        cohort_hash(roster, 1, 0, keys | {"bank-002": b"four"}),
-        cohort_hash(roster, 1, 0, {"bank-000": b"one", "bank-001": b"two"}),
-        cohort_hash(roster, 1, 0, {"bank-000": b"two", "bank-001": b"one", "bank-002": b"three"}),
+        cohort_hash(b"n" * 32, 1, 0, keys, b"t" * 32),
+        cohort_hash(b"m" * 32, 2, 0, keys, b"t" * 32),
+        cohort_hash(b"m" * 32, 1, 1, keys, b"t" * 32),
+        cohort_hash(b"m" * 32, 1, 0, keys, b"u" * 32),
+        cohort_hash(b"m" * 32, 1, 0, keys | {"bank-002": b"four"}, b"t" * 32),
+        cohort_hash(b"m" * 32, 1, 0, {"bank-000": b"one", "bank-001": b"two"}, b"t" * 32),
+        cohort_hash(
+            b"m" * 32, 1, 0, {"bank-000": b"two", "bank-001": b"one", "bank-002": b"three"}, b"t" * 32
+        ),
     }
-    assert len(others) == 5
+    assert len(others) == 7
     assert golden not in others
 
 

@@ -55,7 +55,12 @@ def test_the_integer_sum_of_packed_updates_unpacks_to_the_sum_of_levels(particip
     top = layout.maximum_level
     levels = np.random.default_rng(seed).integers(-top, top + 1, (participants, count))
     slots = sum((pack(row, layout) for row in levels), start=np.uint64(0))
-    assert slots.shape == (layout.ciphertexts_for(count), 4096)
+    assert slots.shape == (layout.ciphertexts_for(count) * 4096 - 8,)
+    assert (
+        layout.capacity(layout.ciphertexts_for(count))
+        >= count
+        > layout.capacity(layout.ciphertexts_for(count) - 1)
+    )
     np.testing.assert_array_equal(unpack_sum(slots, layout, count), levels.sum(axis=0))
 
 
@@ -63,7 +68,7 @@ def test_the_integer_sum_of_packed_updates_unpacks_to_the_sum_of_levels(particip
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_extreme_updates_do_not_carry(participants, sign):
     layout = layout_for(participants)
-    levels = np.full(layout.entries_per_ciphertext, sign * 127)
+    levels = np.full(layout.capacity(1), sign * 127)
     total = pack(levels, layout) * np.uint64(participants)
     np.testing.assert_array_equal(unpack_sum(total, layout, levels.size), levels * participants)
 
@@ -83,15 +88,21 @@ def test_a_sum_that_no_updates_add_up_to_is_refused():
     slots = pack(np.zeros(10, np.int64), layout) * np.uint64(3)
     unpack_sum(slots, layout, 10)
     too_large = slots.copy()
-    too_large[0, 0] = layout.radix**layout.lanes
+    too_large[0] = layout.radix**layout.lanes
     with pytest.raises(AggregateRangeViolation, match="bound"):
         unpack_sum(too_large, layout, 10)
     padding = slots.copy()
-    padding[0, 10] += np.uint64(1)
+    padding[10] += np.uint64(1)
     with pytest.raises(AggregateRangeViolation, match="unused"):
         unpack_sum(padding, layout, 10)
     with pytest.raises(AggregateRangeViolation):
         unpack_sum(pack(np.zeros(10, np.int64), layout) * np.uint64(2), layout, 10)  # one update is missing
-    for wrong, count in ((slots, 30_000), (slots[0], 10), (slots.astype(np.int64), 10), (slots, 0)):
+    two = pack(np.full(10, 127), layout) * np.uint64(2)
+    assert unpack_sum(two, layout, 10, 2).tolist() == [254] * 10
+    with pytest.raises(
+        AggregateRangeViolation, match="sum of 2"
+    ):  # fits three updates, not the two that there were
+        unpack_sum(pack(np.full(10, 127), layout) * np.uint64(3), layout, 10, 2)
+    for wrong, count in ((slots, 30_000), (slots[1:], 10), (slots.astype(np.int64), 10), (slots, 0)):
         with pytest.raises(UpdateShapeMismatch):
             unpack_sum(wrong, layout, count)

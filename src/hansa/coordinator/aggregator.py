@@ -1,58 +1,83 @@
-"""The aggregation service: it keeps one running sum a round and hands it out when every member has uploaded."""
+"""The aggregation service: one running sum for the round that runs, and the sealed result of every round that is over.
+
+A member that missed a round downloads its headers and aggregate later, together with the certificate that the round loop keeps.
+"""
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from hansa.errors import StaleRound
-from hansa.secure_agg.aggregator import RoundAggregator
+from hansa.secure_agg.aggregator import CheckCiphertexts, RoundAggregator
 from hansa.secure_agg.identity import Roster
+from hansa.secure_agg.parameters import Terms
 
 
 class AggregationService:
-    """Receives uploads and serves the aggregate of the running round.
+    """Receives uploads and serves aggregates.
 
     Args:
         roster: Members and their public identity keys.
+        terms: Mode and threshold.
+        check_ciphertexts: Looks at an upload's ciphertexts before this process parses them, such as
+            `CiphertextChecker.check` in a process of its own, whose crash costs that upload and nothing else.
 
     Guarantees:
-        - Memory is one running sum and one upload, whatever the number of members.
+        - While a round runs, memory grows by one running sum and one upload, whatever the number of members.
         - It holds no secret: what it adds it cannot read.
     """
 
-    def __init__(self, roster: Roster) -> None:
-        self._roster = roster
+    def __init__(
+        self, roster: Roster, terms: Terms, *, check_ciphertexts: CheckCiphertexts | None = None
+    ) -> None:
+        self._roster, self._terms, self._check = roster, terms, check_ciphertexts
         self._lock = threading.Lock()
-        self._running: tuple[int, int] | None = None
-        self._aggregator: RoundAggregator | None = None
-        self._sums: list[bytes] = []
+        self._running: RoundAggregator | None = None
+        self._at = (0, 0)
+        self._results: dict[tuple[int, int], tuple[list[bytes], list[bytes]]] = {}
         self.uplink_bytes = 0
         self.downlink_bytes = 0
 
-    def begin(self, round_index: int, attempt: int) -> None:
-        """Forget the last round and accept uploads for this one."""
+    def begin(self, epoch: int, round_index: int, attempt: int, cohort: Collection[str]) -> RoundAggregator:
+        """Accept uploads for an attempt from now on; the round loop drives the aggregator that is returned."""
         with self._lock:
-            self._running = (round_index, attempt)
-            self._aggregator = RoundAggregator(self._roster, round_index, attempt)
-            self._sums = []
+            self._at = (round_index, attempt)
+            self._running = RoundAggregator(
+                roster=self._roster,
+                terms=self._terms,
+                epoch=epoch,
+                round_index=round_index,
+                attempt=attempt,
+                cohort=cohort,
+                check_ciphertexts=self._check,
+            )
+            return self._running
 
     def upload(self, round_index: int, attempt: int, header: bytes, ciphertexts: Iterable[bytes]) -> None:
         """Add one member's upload; raises as `RoundAggregator.accept` does, and StaleRound for another round."""
         with self._lock:
-            running = self._of(round_index, attempt)
-            before = running.uplink_bytes
-            running.accept(header, ciphertexts)
-            self.uplink_bytes += running.uplink_bytes - before
+            if self._running is None or self._at != (round_index, attempt):
+                raise StaleRound(f"round {round_index} attempt {attempt} is not running")
+            before = self._running.uplink_bytes
+            self._running.accept(header, ciphertexts)
+            self.uplink_bytes += self._running.uplink_bytes - before
+
+    def close(self) -> None:
+        """Take no more uploads and serve the aggregate; raises as `RoundAggregator.close` does."""
+        with self._lock:
+            if self._running is None:
+                raise StaleRound("no round is running")
+            self._results[self._at] = self._running.close()
+
+    def forget(self, before_round: int) -> None:
+        """Drop the results of rounds that every member has applied."""
+        with self._lock:
+            self._results = {at: result for at, result in self._results.items() if at[0] >= before_round}
 
     def download(self, round_index: int, attempt: int) -> tuple[list[bytes], list[bytes]]:
-        """Give the signed headers and the aggregate; OutOfOrder until every member has uploaded."""
+        """Give the signed headers and the aggregate of an attempt; StaleRound unless its roster is closed."""
         with self._lock:
-            running = self._of(round_index, attempt)
-            self._sums = self._sums or running.aggregate()
-            headers = running.headers()
-            self.downlink_bytes += sum(map(len, headers)) + sum(map(len, self._sums))
-            return headers, list(self._sums)
-
-    def _of(self, round_index: int, attempt: int) -> RoundAggregator:
-        if self._aggregator is None or self._running != (round_index, attempt):
-            raise StaleRound(f"round {round_index} attempt {attempt} is not running")
-        return self._aggregator
+            if (round_index, attempt) not in self._results:
+                raise StaleRound(f"round {round_index} attempt {attempt} has no result")
+            headers, sums = self._results[round_index, attempt]
+            self.downlink_bytes += sum(map(len, headers)) + sum(map(len, sums))
+            return list(headers), list(sums)

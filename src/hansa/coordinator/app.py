@@ -9,11 +9,13 @@ from hansa.coordinator.aggregator import AggregationService
 from hansa.coordinator.rounds import RoundLoop, RoundSummary
 from hansa.errors import CohortMismatch
 from hansa.secure_agg.identity import Roster
+from hansa.secure_agg.parameters import Terms
 
 
 def make_server_app(
     *,
     roster: Roster,
+    terms: Terms,
     nodes: Mapping[str, int],
     aggregation: AggregationService,
     rounds: int,
@@ -35,6 +37,7 @@ def make_server_app(
         RoundLoop(
             grid,
             roster=roster,
+            terms=terms,
             nodes=nodes,
             aggregation=aggregation,
             rounds=rounds,

@@ -27,12 +27,13 @@ from hansa.demo.arena import Evaluator, Ground, Score, prepare
 from hansa.demo.baselines import local_logistic_auc
 from hansa.demo.display import Display
 from hansa.demo.result import DemoResult, Epsilon, Scores, Seconds, Traffic
+from hansa.errors import CohortTooSmall
 from hansa.local import Inspection, LocalConsortium, Member
 from hansa.models.pretraining import Base, PretrainingConfig, make_base
+from hansa.participant.node import terms_of
 from hansa.participant.policy import Policy
 from hansa.privacy.accounting import calibrate, epsilon_of
 from hansa.secure_agg.codec import kept_entries
-from hansa.secure_agg.parameters import layout_for
 from hansa.study import Study
 
 PRETRAINING = PretrainingConfig(steps=150)
@@ -45,11 +46,9 @@ DATA_SOURCE = (
     "UCI 'default of credit card clients' (I-Cheng Yeh, 2016, doi 10.24432/C55S3H), 30,000 rows, CC BY 4.0."
 )
 ABSENT = (
-    "No proof that the coordinator added exactly the banks' updates (in-slot tag).",
-    "No recovery from a bank that drops out: all banks must answer in every round.",
-    "No crash recovery: a stopped run starts afresh with new keys.",
-    "No release step: banks open the sum as soon as the coordinator serves it.",
-    "Roster, encryption key and group key are installed by the local consortium, not exchanged between banks.",
+    "No crash recovery: protocol state is kept in memory here, so a stopped run starts afresh with new keys.",
+    "The roster of identity keys is pinned by the local consortium; certificates and enrolment are not built.",
+    "No rotation of the encryption key within a study.",
     "No encryption at rest; state folders are removed at the end of the run.",
 )
 CAVEATS = (
@@ -68,6 +67,7 @@ class DemoOptions:
     seed: int
     compare: bool
     workers: int
+    drop: int = 0
 
 
 class BankDemo:
@@ -90,6 +90,7 @@ class BankDemo:
     def run(self) -> DemoResult:
         """Run every step and put the result together."""
         torch.set_num_threads(1)
+        self._verify_drop()
         study, display = self._study, self._display
         noise_multiplier = calibrate(
             epsilon=study.privacy.epsilon,
@@ -125,6 +126,7 @@ class BankDemo:
             workers=self._options.workers,
             jobs=jobs,
             tap=self._count,
+            drop=self._options.drop,
         ) as consortium:
             # 3
             inspections = self._train_jointly(consortium, evaluator, noise_multiplier)
@@ -136,6 +138,14 @@ class BankDemo:
         display.phase("writing the report")
         return self._result(ground, inspections, {"joint": joint, **scores}, traffic, memory)
 
+    def _verify_drop(self) -> None:
+        most = terms_of(self._study).dropouts
+        if self._options.drop > most:
+            raise CohortTooSmall(
+                f"{self._options.drop} of {self._study.aggregation.participants} banks cannot vanish in a round, {most} can",
+                hint="ask for more participants, or let fewer of them vanish",
+            )
+
     # -- steps -------------------------------------------------------------------------------------------
 
     def _train_jointly(
@@ -146,7 +156,7 @@ class BankDemo:
 
         def on_round(summary: RoundSummary) -> None:
             measured = summary.round % EVALUATE_EVERY == 0 or summary.round == rounds
-            auc = evaluator.score(consortium.any_values()).test if measured else None
+            auc = evaluator.score(consortium.inspect(summary.finished[0]).values).test if measured else None
             self._rounds.append(summary)
             self._auc_by_round.append(auc)
             spent = self._epsilon_after(summary.round, noise_multiplier)
@@ -192,7 +202,7 @@ class BankDemo:
     def _traffic(self, consortium: LocalConsortium, base: Base) -> Traffic:
         """Bytes of one bank in one round: ciphertexts, headers, and the messages on the grid."""
         study = self._study
-        packing = layout_for(study.aggregation.participants, study.compression.bits)
+        packing = terms_of(study).layout
         kept = kept_entries(base.layout.size, study.compression.kept_share, packing)
         ciphertexts = packing.ciphertexts_for(kept)
         up, down = consortium.traffic
@@ -202,7 +212,7 @@ class BankDemo:
             downlink_bytes=(down + self._grid_bytes["to node"]) // messages,
             trainable_parameters=base.layout.size,
             kept_entries=kept,
-            padding_entries=ciphertexts * packing.entries_per_ciphertext - kept,
+            padding_entries=packing.capacity(ciphertexts) - kept,
             ciphertexts=ciphertexts,
         )
 

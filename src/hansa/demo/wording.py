@@ -82,7 +82,7 @@ LAYERS = (
     Layer(
         key="secure_aggregation_masks",
         name="Secure aggregation",
-        on="Pairwise masks hide every bank's update and cancel only in the sum over all banks.",
+        on="Masks hide every bank's update; they come off only the sum over all banks that took part.",
         off="Every bank holds the decryption key, so any of them could open another bank's update.",
     ),
     Layer(
@@ -107,29 +107,26 @@ LAYERS = (
         key="in_slot_tag",
         name="Proof of the sum",
         on="A secret tag inside the sum shows that the coordinator added exactly the banks' updates.",
-        off="A malicious coordinator can put numbers of its own in place of the sum; see the threat model.",
-        built=False,
+        off="A malicious coordinator can put numbers of its own in place of the sum.",
     ),
     Layer(
         key="dropout_recovery",
         name="Dropout recovery",
-        on="A bank may vanish in the middle of a round; the others go on.",
+        on="Up to a third of the banks may vanish in the middle of a round; the others go on.",
         off="Every bank must answer in every round, or the run ends.",
-        built=False,
     ),
     Layer(
         key="crash_recovery",
         name="Crash recovery",
         on="A bank that crashes goes on where it was, without spending privacy or a mask twice.",
-        off="A stopped run starts afresh.",
+        off="What must survive a crash is kept in memory in this demo; a stopped run starts afresh.",
         built=False,
     ),
     Layer(
         key="coordinator_equivocation_check",
         name="Equivocation check",
-        on="Banks compare what the coordinator told each of them before anything is opened.",
-        off="Banks compare what they hold at the end of a round only, after the sum was opened and applied.",
-        built=False,
+        on="No sum is applied unless the banks agree on whose updates are in it and on what came before.",
+        off="A coordinator can tell different banks different things, and they do not notice.",
     ),
 )
 

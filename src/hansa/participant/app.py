@@ -5,29 +5,56 @@ one config record. A failure, foreseen or not, leaves as its error code alone: m
 """
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, ConfigRecordValues, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from hansa.errors import Error, InternalFailure, MalformedMessage, ReleaseNotAgreed
-from hansa.participant.node import ParticipantNode
+from hansa.errors import (
+    AggregateRangeViolation,
+    AggregateTagMismatch,
+    Error,
+    InternalFailure,
+    MalformedCiphertext,
+    MalformedMessage,
+    ReleaseNotAgreed,
+)
+from hansa.participant.node import Packages, ParticipantNode
 
 REQUEST = "request"
 REPLY = "reply"
+ABORTED = "aborted"
 MOST_MEMBERS = 258
 MOST_ROUNDS = 2**31 - 1
 MOST_ATTEMPTS = 2**16 - 1
 
 
-def _request(message: Message, *signed: str) -> ConfigRecord:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """A request of the coordinator, checked for form only: a number, an attempt, lists of byte strings."""
+
+    round: int
+    attempt: int
+    lists: Mapping[str, list[bytes]]
+
+
+Fields = dict[str, ConfigRecordValues]
+Step = Callable[[ParticipantNode, Request], Fields]
+
+
+def _request(message: Message, lists: tuple[str, ...]) -> Request:
     """Take the one record out of a message; it holds round, attempt and the lists named."""
     if not message.has_content() or set(message.content.keys()) != {REQUEST}:
         raise MalformedMessage(f"a request holds one record, {REQUEST!r}")
     record = message.content.config_records.get(REQUEST)
-    if record is None or set(record.keys()) != {"round", "attempt", *signed}:
-        raise MalformedMessage(f"a request holds exactly {', '.join(('round', 'attempt', *signed))}")
-    return record
+    if record is None or set(record.keys()) != {"round", "attempt", *lists}:
+        raise MalformedMessage(f"a request holds exactly {', '.join(('round', 'attempt', *lists))}")
+    return Request(
+        round=_number(record, "round", MOST_ROUNDS),
+        attempt=_number(record, "attempt", MOST_ATTEMPTS),
+        lists={key: _signed(record, key, 1 if key == "deal" else MOST_MEMBERS) for key in lists},
+    )
 
 
 def _number(record: ConfigRecord, key: str, most: int) -> int:
@@ -37,14 +64,62 @@ def _number(record: ConfigRecord, key: str, most: int) -> int:
     return value
 
 
-def _signed(record: ConfigRecord, key: str) -> list[bytes]:
+def _signed(record: ConfigRecord, key: str, most: int = MOST_MEMBERS) -> list[bytes]:
     value = record.get(key)
-    if not isinstance(value, list) or not 0 < len(value) <= MOST_MEMBERS:
-        raise MalformedMessage(f"{key} of a request is not a list of 1 to {MOST_MEMBERS} signed messages")
+    if not isinstance(value, list) or not 0 < len(value) <= most:
+        raise MalformedMessage(f"{key} of a request is not a list of 1 to {most} signed messages")
     messages = [item for item in value if isinstance(item, bytes)]
     if len(messages) != len(value):
         raise MalformedMessage(f"{key} of a request holds something that is not bytes")
     return messages
+
+
+def _with_packages(packages: Packages, **signed: bytes) -> Fields:
+    """Lay packages side by side: the signed ones, then all sealed shares in order."""
+    shares = [share for _, sealed in packages for share in sealed]
+    return {"packages": [package for package, _ in packages], "shares": shares, **signed}
+
+
+def _opened(result: bytes, packages: Packages) -> Fields:
+    return _with_packages(packages, result=result)
+
+
+def _closed(node: ParticipantNode, request: Request) -> Fields:
+    node.close(request.round, request.attempt, request.lists["results"])
+    return {"closed": True}
+
+
+# Each step: the lists of signed messages that its request holds beside round and attempt, and what it calls. Where an epoch is
+# set up, the round is the epoch's number.
+_STEPS: dict[str, tuple[tuple[str, ...], Step]] = {
+    "query.join": ((), lambda n, q: {"join": n.join(q.round)}),
+    "query.deal": (("joins",), lambda n, q: {"deal": n.deal(q.lists["joins"])}),
+    "query.vote": (("joins", "deal"), lambda n, q: {"vote": n.vote(q.lists["joins"], q.lists["deal"][0])}),
+    "query.enter": (("votes",), lambda n, q: _with_packages(n.enter(q.lists["votes"]))),
+    "train": (
+        ("packages", "shares"),
+        lambda n, q: {"header": n.train(q.round, q.attempt, q.lists["packages"], q.lists["shares"])},
+    ),
+    "query.answer": ((), lambda n, q: {"answer": n.answer(q.round, q.attempt)}),
+    "query.consents": (
+        ("consents",),
+        lambda n, q: {"answer": n.consents(q.round, q.attempt, q.lists["consents"])},
+    ),
+    "query.unmask": (
+        ("releases",),
+        lambda n, q: _opened(*n.unmask(q.round, q.attempt, q.lists["releases"])),
+    ),
+    "query.open": ((), lambda n, q: _opened(*n.open(q.round, q.attempt))),
+    "query.catch_up": (
+        ("packages", "releases"),
+        lambda n, q: _with_packages(n.catch_up(q.round, q.attempt, q.lists["packages"], q.lists["releases"])),
+    ),
+    "query.close": (("results",), _closed),
+}
+
+
+# What only somebody who decrypts can find.
+_SECRET_REASONS = (AggregateTagMismatch, AggregateRangeViolation, MalformedCiphertext)
 
 
 def make_client_app(node: ParticipantNode, *, report: Callable[[Error], None]) -> ClientApp:
@@ -55,46 +130,14 @@ def make_client_app(node: ParticipantNode, *, report: Callable[[Error], None]) -
         report: Receives every error in full, for the participant's own log; an unforeseen one as the cause of an InternalFailure.
 
     Guarantees:
-        - A reply holds signed protocol messages or an error code, nothing else.
+        - A reply holds signed protocol messages, sealed shares or an error code, nothing else.
         - Training results other than protected updates do not leave: `evaluate` is refused.
+        - Why a sum could not be opened does not leave: the code is the same whatever went wrong.
     """
     app = ClientApp()
-
-    def answer(
-        message: Message, action: Callable[[ConfigRecord, int, int], ConfigRecord], *signed: str
-    ) -> Message:
-        try:
-            request = _request(message, *signed)
-            at = _number(request, "round", MOST_ROUNDS), _number(request, "attempt", MOST_ATTEMPTS)
-            reply = action(request, *at)
-        except Exception as error:  # Flower would send the text of whatever passes here to the coordinator
-            known = error if isinstance(error, Error) else _unforeseen(error)
-            report(known)
-            reply = ConfigRecord({"error": known.code})
-        return Message(RecordDict({REPLY: reply}), reply_to=message)
-
-    @app.query("advertise")
-    def advertise(message: Message, _: Context) -> Message:
-        return answer(message, lambda _, r, a: ConfigRecord({"round_key": node.advertise(r, a)}))
-
-    @app.train()
-    def train(message: Message, _: Context) -> Message:
-        def action(request: ConfigRecord, r: int, a: int) -> ConfigRecord:
-            return ConfigRecord({"header": node.train(r, a, _signed(request, "round_keys"))})
-
-        return answer(message, action, "round_keys")
-
-    @app.query("open")
-    def open_sum(message: Message, _: Context) -> Message:
-        return answer(message, lambda _, r, a: ConfigRecord({"result": node.open(r, a)}))
-
-    @app.query("close")
-    def close(message: Message, _: Context) -> Message:
-        def action(request: ConfigRecord, r: int, a: int) -> ConfigRecord:
-            node.close(r, a, _signed(request, "results"))
-            return ConfigRecord({"closed": True})
-
-        return answer(message, action, "results")
+    for kind, (lists, step) in _STEPS.items():
+        register = app.train() if kind == "train" else app.query(kind.removeprefix("query."))
+        register(_handler(node, report, lists, step))
 
     @app.evaluate()
     def evaluate(message: Message, _: Context) -> Message:
@@ -103,6 +146,22 @@ def make_client_app(node: ParticipantNode, *, report: Callable[[Error], None]) -
         return Message(RecordDict({REPLY: ConfigRecord({"error": refusal.code})}), reply_to=message)
 
     return app
+
+
+def _handler(
+    node: ParticipantNode, report: Callable[[Error], None], lists: tuple[str, ...], step: Step
+) -> Callable[[Message, Context], Message]:
+    def handle(message: Message, _: Context) -> Message:
+        try:
+            reply = step(node, _request(message, lists))
+        except Exception as error:  # Flower would send the text of whatever passes here to the coordinator
+            known = error if isinstance(error, Error) else _unforeseen(error)
+            report(known)
+            # Why a sum could not be opened would tell a coordinator that crafts sums about the key.
+            reply = {"error": ABORTED if isinstance(known, _SECRET_REASONS) else known.code}
+        return Message(RecordDict({REPLY: ConfigRecord(reply)}), reply_to=message)
+
+    return handle
 
 
 def _unforeseen(error: Exception) -> InternalFailure:

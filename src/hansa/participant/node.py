@@ -1,23 +1,24 @@
 """One participant of one study: everything that happens behind its walls, step by step.
 
-    1 advertise  make a one-time round key
-    2 train      check policy, reserve the budget, train privately, protect, upload
-    3 open       download the sum, open it, apply it, commit the budget, confirm the state
-    4 close      check that all members confirmed the same state
+    0 epoch     join, deal or check the common keys, vote, enter; make round-key packages
+    1 train     check policy and cohort, reserve the budget, train privately, protect, upload
+    2 answer    check roster and aggregate; release shares, or consent to a smaller roster first
+    3 unmask    open the sum from the members' releases, apply it, commit the budget, confirm the state
+    4 close     check that the members confirmed the same state
+    5 catch up  open and apply a round that was missed, from its certificate
 
-What leaves: signed round keys, signed upload headers, ciphertexts, signed confirmations, error codes. Nothing else.
+What leaves: signed protocol messages, sealed shares, ciphertexts, error codes. Nothing else.
 """
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hansa.errors import OutOfOrder, StaleRound
+from hansa.errors import ModelDivergence, OutOfOrder, StaleRound
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
 from hansa.participant.policy import Policy
@@ -26,15 +27,18 @@ from hansa.participant.trainer import Rows, Trainer, update_bound
 from hansa.privacy.accounting import calibrate
 from hansa.privacy.budget import Budget, Spending
 from hansa.privacy.noise import SecretRandom
-from hansa.secure_agg.agreement import verify_results
-from hansa.secure_agg.bfv import HeKey
+from hansa.secure_agg.attempt import verify_results
 from hansa.secure_agg.codec import dequantise_sum, kept_entries, quantise, select_support
+from hansa.secure_agg.epoch import Epoch, EpochSetup
 from hansa.secure_agg.identity import Identity, Roster
-from hansa.secure_agg.parameters import layout_for
-from hansa.secure_agg.participant import ParticipantRound, UsedKeys
+from hansa.secure_agg.parameters import Terms
+from hansa.secure_agg.participant import RoundMachine
+from hansa.secure_agg.store import Store
+from hansa.secure_agg.unmasking import Opened
 from hansa.study import Study
 
 T = TypeVar("T")
+Packages = list[tuple[bytes, list[bytes]]]
 
 
 class AggregatorClient(Protocol):
@@ -44,25 +48,7 @@ class AggregatorClient(Protocol):
         """Send the signed header and the ciphertexts."""
 
     def download(self, round_index: int, attempt: int) -> tuple[list[bytes], list[bytes]]:
-        """Receive the signed headers of all members and the aggregate's ciphertexts; both are untrusted."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Membership:
-    """What joins a participant to a consortium; installed locally, never taken from the coordinator.
-
-    Attributes:
-        roster: Members and their identity keys.
-        he_key: Common encryption key; secret.
-        group_key: 32 bytes common to the participants; secret.
-    """
-
-    roster: Roster
-    he_key: HeKey
-    group_key: bytes
-
-    def __repr__(self) -> str:
-        return f"Membership({len(self.roster.members)} members)"
+        """Receive the signed headers of the roster and the aggregate's ciphertexts; both are untrusted."""
 
 
 class ParticipantNode:
@@ -73,7 +59,8 @@ class ParticipantNode:
         identity: Own signing key.
         study: The agreement that this participant holds.
         policy: Its own rules.
-        membership: Roster and keys.
+        roster: Members and their identity keys; installed locally, never taken from the coordinator.
+        store: Durable storage of protocol state.
         model: The public base model; this node's own copy.
         layout: Order of the trained part.
         rows: Private records, encoded.
@@ -94,7 +81,8 @@ class ParticipantNode:
         identity: Identity,
         study: Study,
         policy: Policy,
-        membership: Membership,
+        roster: Roster,
+        store: Store,
         model: FeatureTransformer,
         layout: TrainableLayout,
         rows: Rows,
@@ -103,11 +91,11 @@ class ParticipantNode:
         random: SecretRandom | None = None,
     ) -> None:
         self.name, self._identity, self._study, self._policy = name, identity, study, policy
-        self._membership, self._layout, self._aggregator = membership, layout, aggregator
+        self._roster, self._store, self._aggregator = roster, store, aggregator
         self._random = SecretRandom() if random is None else random
         privacy, training = study.privacy, study.training
-        self._packing = layout_for(study.aggregation.participants, study.compression.bits)
-        self._kept = kept_entries(layout.size, study.compression.kept_share, self._packing)
+        self._terms = terms_of(study)
+        self._kept = kept_entries(layout.size, study.compression.kept_share, self._terms.layout)
         self.noise_multiplier = calibrate(
             epsilon=privacy.epsilon,
             delta=privacy.delta,
@@ -123,149 +111,236 @@ class ParticipantNode:
         self.budget = Budget(
             state_directory / "ledger.jsonl", epsilon_limit=policy.epsilon_limit, delta=privacy.delta
         )
-        self._used_keys = UsedKeys()
-        self._round: ParticipantRound | None = None
-        self._at = (0, 0)  # round and attempt of `_round`
-        self._awaits_close = False
-        self._halted = False
-        self._support = np.zeros(0, dtype=np.int64)
+        self._setup: EpochSetup | None = None
+        self._machine: RoundMachine | None = None
+        self._epoch: Epoch | None = None
+        self._awaits_close: tuple[int, int] | None = None
+        self._result = b""
+        self._diverged = False
         self._spending: Spending | None = None
         # Local only: durations tell about the number of records.
         self.seconds: dict[str, float] = {}
 
-    def advertise(self, round_index: int, attempt: int) -> bytes:
-        """Step 1: make the signed one-time key of an attempt.
+    # -- 0 the epoch -------------------------------------------------------------------------------------
+
+    def join(self, epoch: int) -> bytes:
+        """Step 0.1: return the signed Join of an epoch.
 
         Raises:
-            CohortMismatch: The roster has not as many members as the study.
-            StaleRound: The round is over.
-            OutOfOrder: It is not the next one of the study, or the last one was not closed.
-            PackageReuse: This attempt was entered before; what runs goes on.
+            PolicyRefusal: The policy does not allow the study.
         """
-        self._verify_next(round_index)
-        entered = ParticipantRound(
+        self._policy.verify_study(self._study)
+        self._setup = EpochSetup(
             participant=self.name,
             identity=self._identity,
-            roster=self._membership.roster,
-            he_key=self._membership.he_key,
-            layout=self._packing,
-            round_index=round_index,
-            attempt=attempt,
-            used_keys=self._used_keys,
+            roster=self._roster,
+            terms=self._terms,
+            epoch=epoch,
+            store=self._store,
             random_bytes=self._random.bytes,
         )
-        signed = entered.advertise()
-        self._round, self._at, self._spending = entered, (round_index, attempt), None
-        return signed
+        return self._setup.join()
 
-    def train(self, round_index: int, attempt: int, round_keys: Sequence[bytes]) -> bytes:
-        """Step 2: take part in a round.
+    def deal(self, joins: Sequence[bytes]) -> bytes:
+        """Step 0.2, at the dealer: return the signed Deal with the common keys, sealed to every member."""
+        return self._joining().deal(joins)
+
+    def vote(self, joins: Sequence[bytes], deal: bytes) -> bytes:
+        """Step 0.3: check joins and deal, and return the signed Vote for the manifest."""
+        return self._joining().vote(joins, deal)
+
+    def enter(self, votes: Sequence[bytes]) -> Packages:
+        """Step 0.4: enter the epoch with everybody's votes, and return the first round-key packages."""
+        self._epoch = self._joining().enter(votes)
+        self._machine = RoundMachine(
+            epoch=self._epoch, identity=self._identity, store=self._store, random_bytes=self._random.bytes
+        )
+        return self._machine.packages()
+
+    # -- 1 to 4 a round ----------------------------------------------------------------------------------
+
+    def train(
+        self, round_index: int, attempt: int, packages: Sequence[bytes], shares: Sequence[bytes]
+    ) -> bytes:
+        """Step 1: take part in a round.
 
         Returns:
             The signed upload header; the ciphertexts have gone to the aggregator.
 
         Raises:
             PolicyRefusal: The policy or the budget refuses; nothing was read or spent.
-            ProtocolError: The cohort is not the agreed one, or this is not the attempt that was advertised.
+            ProtocolError: The cohort cannot be one, or this is not the next round of the study.
         """
-        running = self._running(round_index, attempt)
-        # 2.1 policy and cohort, before anything is spent
+        machine = self._entered()[1]
+        self._verify_next(round_index)
+        # 1.1 policy and cohort, before anything is spent
         self._policy.verify_study(self._study)
-        running.start(round_keys)
-        # 2.2 budget
+        machine.start(
+            round_index,
+            attempt,
+            packages,
+            shares,
+            model_hash=self._model_hash(),
+            transcript=self.state.transcript,
+        )
+        # 1.2 budget
         self._spending = self._reserve(round_index, attempt)
-        # 2.3 private training on the support
-        compression = self._study.compression
-        self._support = self._timed(
-            "select the support",
-            lambda: select_support(
-                self.state.scores(self._always),
-                self._kept,
-                compression.explore_share,
-                group_key=self._membership.group_key,
-                transcript=self.state.transcript,
-                round_index=round_index,
-            ),
-        )
-        update = self._timed("train", lambda: self._trainer.update(self.state.values, self._support))
-        # 2.4 compress, mask, encrypt
-        levels = quantise(update, self._bound, compression.bits, self._random.uniform)
-        header, ciphertexts = self._timed(
-            "mask and encrypt",
-            lambda: running.protect(levels, self._state_tag(), self.state.transcript),
-        )
-        # 2.5 upload
+        # 1.3 private training on the support
+        support = self._timed("select the support", lambda: self._support(round_index))
+        update = self._timed("train", lambda: self._trainer.update(self.state.values, support))
+        # 1.4 compress, mask, encrypt
+        levels = quantise(update, self._bound, self._study.compression.bits, self._random.uniform)
+        header, ciphertexts = self._timed("mask and encrypt", lambda: machine.protect(levels))
+        # 1.5 upload
         self._timed("upload", lambda: self._aggregator.upload(round_index, attempt, header, ciphertexts))
         return header
 
-    def open(self, round_index: int, attempt: int) -> bytes:
+    def answer(self, round_index: int, attempt: int) -> bytes:
+        """Step 2: check roster and aggregate; return a Release if all have uploaded, otherwise a Consent."""
+        machine = self._running(round_index, attempt)
+        headers, aggregate = self._timed("download", lambda: self._aggregator.download(round_index, attempt))
+        return self._timed("answer", lambda: machine.answer(headers, aggregate))
+
+    def consents(self, round_index: int, attempt: int, consents: Sequence[bytes]) -> bytes:
+        """Step 2.1: return a Release for a smaller roster that T members consented to."""
+        return self._running(round_index, attempt).consents(consents)
+
+    def unmask(self, round_index: int, attempt: int, releases: Sequence[bytes]) -> tuple[bytes, Packages]:
         """Step 3: open the sum and apply it.
 
         Returns:
-            The signed confirmation of the new state.
-
-        Raises:
-            ProtocolError: This is not the attempt that was trained, or headers and sum are not its; nothing was applied.
+            The signed confirmation of the new state, and the unused round-key packages.
         """
-        running = self._running(round_index, attempt)
-        if self._spending is None:
-            raise OutOfOrder(f"round {round_index} was opened before it was trained")
+        machine = self._running(round_index, attempt)
+        opened = self._timed("unmask and decrypt", lambda: machine.unmask(releases))
+        return self._applied(machine, round_index, attempt, opened)
+
+    def open(self, round_index: int, attempt: int) -> tuple[bytes, Packages]:
+        """Steps 2 and 3 in strict mode: open the sum of the whole roster and apply it."""
+        machine = self._running(round_index, attempt)
         headers, aggregate = self._timed("download", lambda: self._aggregator.download(round_index, attempt))
-        total = self._timed("decrypt", lambda: self._opened(running, headers, aggregate))
-        mean = dequantise_sum(
-            total, self._bound, self._study.compression.bits, self._study.aggregation.participants
-        )
-        self._timed(
-            "apply",
-            lambda: self.state.apply(self._support, mean, self._study, running.transcript(total)),
-        )
-        self._awaits_close = True
-        self.budget.commit(self._spending)
-        self._spending = None
-        return running.confirm(self._state_tag())
+        opened = self._timed("unmask and decrypt", lambda: machine.open(headers, aggregate))
+        return self._applied(machine, round_index, attempt, opened)
 
     def close(self, round_index: int, attempt: int, results: Sequence[bytes]) -> None:
-        """Step 4: check that all members ended the round with this participant's state.
+        """Step 4: check that T members or more ended the round with this participant's state.
 
         Raises:
-            ModelDivergence: Two members differ. No later round is entered then.
+            ModelDivergence: Two members differ, or one of them from this participant. No later round is entered then.
             OutOfOrder: The round was not opened, or is closed already.
+            See `attempt.verify_results` for everything else.
         """
-        self._running(round_index, attempt)
-        if not self._awaits_close:
-            raise OutOfOrder(f"round {round_index} is not open")
-        verify_results(results, self._membership.roster, round_index, attempt)
-        self._awaits_close = False
+        if self._awaits_close != (round_index, attempt):
+            raise OutOfOrder(f"round {round_index} attempt {attempt} is not open")
+        epoch = self._entered()[0]
+        # The own one is among them, shown or not: results that agree with each other could differ from it.
+        found = results if self._result in results else [*results, self._result]
+        try:
+            verify_results(found, self._roster, epoch.number, round_index, attempt, self._terms.threshold)
+        except ModelDivergence:
+            self._diverged = True
+            raise
+        self._awaits_close = None
 
-    def _opened(
-        self, running: ParticipantRound, headers: Sequence[bytes], aggregate: Sequence[bytes]
-    ) -> NDArray[np.int64]:
-        """Open a sum; after one that cannot be opened this participant takes part in nothing more.
+    # -- 5 a round that was missed -----------------------------------------------------------------------
 
-        BFV is not secure against chosen ciphertexts: each answer to one tells a bit about the key, so there is one at most.
+    def catch_up(
+        self, round_index: int, attempt: int, packages: Sequence[bytes], releases: Sequence[bytes]
+    ) -> Packages:
+        """Step 5: open and apply a round that this participant missed, or of which it missed the end.
+
+        Returns:
+            The unused round-key packages.
+
+        Raises:
+            OutOfOrder: It is not the next round after those applied, or the mode is strict.
+            ProtocolError: The certificate is not one; nothing was applied.
         """
-        self._halted = True
-        total = running.open(headers, aggregate)
-        self._halted = False
-        return total
+        machine = self._entered()[1]
+        if self._terms.strict:
+            raise OutOfOrder("in strict mode nobody can miss a round")
+        if round_index <= self.state.round:
+            # It was applied under the releases of T members; only the comparison at its end was missed. States that
+            # differ all the same show at the headers of the next round, before its sum is opened.
+            self._awaits_close = None
+            return machine.packages()
+        if round_index > self.state.round + 1:
+            raise OutOfOrder(f"round {round_index} cannot be caught up before {self.state.round + 1}")
+        headers, aggregate = self._aggregator.download(round_index, attempt)
+        opened = machine.catch_up(
+            round_index,
+            attempt,
+            packages,
+            headers,
+            aggregate,
+            releases,
+            count=self._kept,
+            model_hash=self._model_hash(),
+            transcript=self.state.transcript,
+        )
+        self._apply(round_index, opened)
+        machine.finish(round_index, attempt)
+        self._awaits_close = None
+        return machine.packages()
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    def _applied(
+        self, machine: RoundMachine, round_index: int, attempt: int, opened: Opened
+    ) -> tuple[bytes, Packages]:
+        self._timed("apply", lambda: self._apply(round_index, opened))
+        self._result = machine.confirm(opened, self._model_hash())
+        machine.finish(round_index, attempt)
+        self._awaits_close = (round_index, attempt)
+        return self._result, machine.packages()
+
+    def _apply(self, round_index: int, opened: Opened) -> None:
+        """Take the optimizer step; the ledger commits what was reserved."""
+        contributors = len(opened.contributors)
+        mean = dequantise_sum(opened.total, self._bound, self._study.compression.bits, contributors)
+        self.state.apply(self._support(round_index), mean, self._study, opened.transcript)
+        if self._spending is not None:
+            self.budget.commit(self._spending)
+            self._spending = None
+
+    def _support(self, round_index: int) -> NDArray[np.int64]:
+        return select_support(
+            self.state.scores(self._always),
+            self._kept,
+            self._study.compression.explore_share,
+            group_key=self._entered()[0].group_key,
+            transcript=self.state.transcript,
+            round_index=round_index,
+        )
 
     def _verify_next(self, round_index: int) -> None:
-        if self._halted:
-            raise OutOfOrder(f"round {round_index} was asked for after a sum that could not be opened")
         expected = self.state.round + 1
+        if self._diverged:
+            raise OutOfOrder(f"round {round_index} was asked for after members held different states")
         if round_index < expected:
             raise StaleRound(f"round {round_index} is over, the next one is {expected}")
-        if self._awaits_close:
+        if self._awaits_close is not None:
             raise OutOfOrder(f"round {round_index} was asked for before round {self.state.round} was closed")
         if round_index > expected or round_index > self._study.training.rounds:
             raise OutOfOrder(
                 f"round {round_index} is not the next one, {expected} of {self._study.training.rounds}"
             )
 
-    def _running(self, round_index: int, attempt: int) -> ParticipantRound:
-        if self._round is None or self._at != (round_index, attempt):
-            raise OutOfOrder(f"round {round_index} attempt {attempt} is not the one that was advertised")
-        return self._round
+    def _joining(self) -> EpochSetup:
+        if self._setup is None:
+            raise OutOfOrder(f"{self.name} has not joined an epoch")
+        return self._setup
+
+    def _entered(self) -> tuple[Epoch, RoundMachine]:
+        if self._epoch is None or self._machine is None:
+            raise OutOfOrder(f"{self.name} has not entered an epoch")
+        return self._epoch, self._machine
+
+    def _running(self, round_index: int, attempt: int) -> RoundMachine:
+        machine = self._entered()[1]
+        if machine.entered != (round_index, attempt) or self._spending is None:
+            raise OutOfOrder(f"round {round_index} attempt {attempt} is not the one that was trained")
+        return machine
 
     def _reserve(self, round_index: int, attempt: int) -> Spending:
         spending = Spending(
@@ -279,8 +354,8 @@ class ParticipantNode:
         self._timed("reserve the budget", lambda: self.budget.reserve(spending))
         return spending
 
-    def _state_tag(self) -> bytes:
-        return self.state.tag(self._study.id, self._membership.group_key)
+    def _model_hash(self) -> bytes:
+        return self.state.digest(self._study.id)
 
     def _timed(self, step: str, action: Callable[[], T]) -> T:
         started = time.perf_counter()
@@ -291,3 +366,9 @@ class ParticipantNode:
     def step_seconds(self) -> Mapping[str, float]:
         """Wall seconds spent in each step so far; for the owner only."""
         return dict(self.seconds)
+
+
+def terms_of(study: Study) -> Terms:
+    """Take the terms of an epoch from the study."""
+    aggregation = study.aggregation
+    return Terms(participants=aggregation.participants, mode=aggregation.mode, bits=study.compression.bits)

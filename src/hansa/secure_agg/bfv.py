@@ -6,8 +6,8 @@ Linux only: SEAL saves to and loads from a path, and the path is an anonymous fi
 
 BFV is not secure against chosen ciphertexts: whoever learns the decryption of a crafted ciphertext learns the
 key. No decrypted value and no reason of a failed decryption may go back to the coordinator. Ciphertexts are
-not authenticated either: a coordinator can add a chosen number to the aggregate; range checks find a gross
-change only.
+not authenticated either: that an aggregate is the sum of the uploads is what the tag inside it shows
+(`tag.py`).
 """
 
 import os
@@ -29,7 +29,9 @@ from hansa.errors import (
 from hansa.secure_agg.ciphertext_format import (
     RingParameters,
     expanded_from_seal,
+    pack_coefficients,
     seal_from_expanded,
+    seal_from_key,
     seal_from_seeded,
     seeded_from_seal,
 )
@@ -51,6 +53,8 @@ class _Scheme:
         self.evaluator = sealapi.Evaluator(self.context)
         self.parameter_hash = list(self.context.first_parms_id())
         self.ring = RingParameters(parameter_hash=tuple(self.parameter_hash), data_prime=primes[0].value())
+        self.key_primes = tuple(prime.value() for prime in primes)
+        self.key_parameter_hash = tuple(self.context.key_parms_id())
 
 
 @lru_cache(maxsize=1)
@@ -139,9 +143,9 @@ class HeKey:
     __slots__ = ("_decryptor", "_encryptor", "_serialised", "key_id")
 
     def __init__(self, serialised: bytes) -> None:
-        secret = sealapi.SecretKey()
+        scheme, secret = _scheme(), sealapi.SecretKey()
         try:
-            _load(secret, serialised)
+            _load(secret, seal_from_key(scheme.key_parameter_hash, scheme.key_primes, serialised))
             self._encryptor = sealapi.Encryptor(_scheme().context, secret)
             self._decryptor = sealapi.Decryptor(_scheme().context, secret)
         except Exception as error:  # the binding maps C++ exceptions to several types
@@ -152,19 +156,25 @@ class HeKey:
     @classmethod
     def generate(cls) -> Self:
         """Make a new key."""
-        return cls(_save(sealapi.KeyGenerator(_scheme().context).secret_key()))
+        # SEAL's views do not keep what they look into alive, so each owner has a name.
+        generator = sealapi.KeyGenerator(_scheme().context)
+        secret = generator.secret_key()
+        plain = secret.data()
+        values = plain.dyn_array()
+        coefficients = np.array([values.at(place) for place in range(2 * SLOTS)], dtype=np.uint64)
+        return cls(pack_coefficients(coefficients))
 
     @classmethod
     def load(cls, serialised: bytes) -> Self:
-        """Read a key that `export` wrote. The bytes are trusted: SEAL itself unpacks them.
+        """Read a key that `export` wrote; the bytes may come from another member.
 
         Raises:
-            HeParameterMismatch: The bytes are not a key for our parameters.
+            HeParameterMismatch: Not 61440 bytes, or a coefficient is not below its prime.
         """
         return cls(serialised)
 
     def export(self) -> bytes:
-        """Return the secret key, for local installation only."""
+        """Return the secret key, 61440 bytes, for an encrypted store or a seal only."""
         return self._serialised
 
     def encrypt(self, slots: NDArray[np.uint64]) -> bytes:

@@ -2,6 +2,7 @@
 
     seeded (up)       64 bytes seed of the polynomial c1, then c0
     expanded (down)   c0, then c1
+    key (between members, sealed)   the secret polynomial modulo q, then modulo the special prime, as SEAL's NTT
 
 A polynomial is 4096 coefficients below the data prime q < 2^60, two in 15 bytes, little-endian. Everything
 else in SEAL's form (versions, sizes, flags, parameter hash, compression) is constant for our one parameter
@@ -24,6 +25,7 @@ SEED_BYTES = 64
 POLYNOMIAL_BYTES = SLOTS * COEFFICIENT_BITS // 8
 SEEDED_BYTES = SEED_BYTES + POLYNOMIAL_BYTES
 EXPANDED_BYTES = 2 * POLYNOMIAL_BYTES
+KEY_BYTES = 2 * POLYNOMIAL_BYTES
 
 _SEAL_HEADER = struct.Struct(
     "<HBBBBHQ"
@@ -126,6 +128,23 @@ def seal_from_expanded(ring: RingParameters, data: bytes) -> bytes:
     """
     verify_wire_length(data, EXPANDED_BYTES)
     return _seal_form(ring, _checked_coefficients(ring, data), None)
+
+
+def seal_from_key(parameter_hash: Sequence[int], primes: Sequence[int], data: bytes) -> bytes:
+    """Check a secret key and return it in SEAL's uncompressed form.
+
+    Raises:
+        HeParameterMismatch: Not `KEY_BYTES` long, zero, or a coefficient is not below its prime.
+    """
+    if len(data) != KEY_BYTES or not any(data):
+        raise HeParameterMismatch(f"{len(data)} bytes are not a secret key of {KEY_BYTES} bytes")
+    coefficients = unpack_coefficients(data)
+    for part, prime in zip(coefficients.reshape(2, SLOTS), primes, strict=True):
+        if int(part.max()) >= prime:
+            raise HeParameterMismatch("a coefficient of a secret key is not below its prime")
+    payload = struct.pack("<4QQd", *parameter_hash, 2 * SLOTS, 1.0)
+    payload += _array(coefficients.astype("<u8").tobytes())
+    return _header(len(payload)) + payload
 
 
 def _uncompressed(saved: bytes) -> bytes:

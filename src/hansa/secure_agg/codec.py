@@ -35,7 +35,7 @@ def kept_entries(trainable: int, share: float, layout: Layout) -> int:
         layout: Layout of the cohort.
 
     Returns:
-        A multiple of `layout.entries_per_ciphertext`, or P where that is smaller.
+        The `layout.capacity` of a number of ciphertexts, or P where that is smaller.
 
     Raises:
         InvalidValue: `trainable` or `share` is out of bounds.
@@ -45,7 +45,7 @@ def kept_entries(trainable: int, share: float, layout: Layout) -> int:
     if not 0 < share <= 1:
         raise InvalidValue(f"share = {share} is not in (0, 1]")
     wanted = math.ceil(_exact(share) * trainable)
-    return min(trainable, layout.ciphertexts_for(wanted) * layout.entries_per_ciphertext)
+    return min(trainable, layout.capacity(layout.ciphertexts_for(wanted)))
 
 
 def _smallest(keys: NDArray[np.float64] | NDArray[np.uint64], count: int) -> NDArray[np.int64]:

@@ -1,9 +1,11 @@
-"""The hashes that tie one round together, and the rule that a set of signed messages is the whole roster's.
+"""The hashes that tie one round together, and the reading of one signed message from each of several members.
 
 Every mask is derived under the cohort hash, so two participants that were shown different cohorts, rounds or
 sessions get unrelated masks, and their sum is noise instead of an update.
 """
 
+import hashlib
+import hmac
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
@@ -11,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hansa import labels
-from hansa.errors import CohortMismatch, DuplicateMember, StaleRound
-from hansa.secure_agg.derivation import labelled_hash
+from hansa.errors import DuplicateMember, Error, StaleRound, StateRollback
+from hansa.secure_agg.derivation import framed, labelled_hash
 from hansa.secure_agg.identity import Roster
-from hansa.secure_agg.messages import Body, open_signed
+from hansa.secure_agg.messages import Body, RoundBody, open_signed
 
 B = TypeVar("B", bound=Body)
 
@@ -24,8 +26,17 @@ def counter_bytes(value: int) -> bytes:
     return value.to_bytes(8, "big")
 
 
-def verify_round(body: Body, round_index: int, attempt: int) -> None:
-    """Raise StaleRound unless a message belongs to this round and attempt."""
+def verify_round(body: RoundBody, round_index: int, attempt: int) -> None:
+    """Check that a message belongs to this round and attempt.
+
+    Raises:
+        StateRollback: It belongs to a later round: its sender is further than this participant knows.
+        StaleRound: It belongs to another round or attempt.
+    """
+    if body.round > round_index:
+        raise StateRollback(
+            f"the {body.TYPE} of {body.sender!r} is of round {body.round}, this is {round_index}"
+        )
     if (body.round, body.attempt) != (round_index, attempt):
         raise StaleRound(
             f"the {body.TYPE} of {body.sender!r} is for round {body.round} attempt {body.attempt},"
@@ -33,38 +44,36 @@ def verify_round(body: Body, round_index: int, attempt: int) -> None:
         )
 
 
-def open_whole_roster(
-    signed: Iterable[bytes], kind: type[B], roster: Roster, round_index: int, attempt: int
+def open_each(
+    signed: Iterable[bytes],
+    kind: type[B],
+    roster: Roster,
+    epoch: int,
+    duplicate: type[Error] = DuplicateMember,
 ) -> dict[str, tuple[B, bytes]]:
-    """Read one signed message of each member.
+    """Read signed messages of different senders.
 
     Args:
-        signed: Untrusted messages, in any order.
+        signed: Untrusted messages, in any order; read no further than one beyond the roster's size.
         kind: The message type expected.
         roster: The pinned roster.
-        round_index: The round that is running.
-        attempt: Its attempt.
+        epoch: The running epoch.
+        duplicate: Error for a second message of one sender.
 
     Returns:
-        participant id -> (message, its bytes), in the order of the roster.
+        participant id -> (message, its bytes), sorted by id.
 
     Raises:
-        MalformedMessage, UnknownSender, BadSignature, WrongSession: See `messages.open_signed`.
-        StaleRound: A message of another round or attempt.
-        DuplicateMember: Two messages of one sender.
-        CohortMismatch: A member of the roster is missing.
+        MalformedMessage, UnknownSender, BadSignature, WrongSession, WrongEpoch: See `messages.open_signed`.
+        DuplicateMember: Or `duplicate`: two messages of one sender.
     """
     found: dict[str, tuple[B, bytes]] = {}
     for data in signed:
-        body = open_signed(data, kind, roster)
+        body = open_signed(data, kind, roster, epoch)
         if body.sender in found:
-            raise DuplicateMember(f"{body.sender!r} appears twice with a {kind.TYPE}")
-        verify_round(body, round_index, attempt)
+            raise duplicate(f"{body.sender!r} appears twice with a {kind.TYPE}")
         found[body.sender] = (body, data)
-    missing = [participant for participant in roster.participants if participant not in found]
-    if missing:
-        raise CohortMismatch(f"no {kind.TYPE} of {', '.join(missing)}; strict mode needs the whole roster")
-    return {participant: found[participant] for participant in roster.participants}
+    return dict(sorted(found.items()))
 
 
 def _hashed_members(signed: Mapping[str, bytes]) -> list[bytes]:
@@ -74,10 +83,15 @@ def _hashed_members(signed: Mapping[str, bytes]) -> list[bytes]:
     return parts
 
 
-def cohort_hash(roster: Roster, round_index: int, attempt: int, round_keys: Mapping[str, bytes]) -> bytes:
-    """Return the hash of session, study, round, attempt and the signed round keys by sorted id."""
-    head = (roster.session_id, roster.study_id, counter_bytes(round_index), counter_bytes(attempt))
-    return labelled_hash(labels.COHORT, *head, *_hashed_members(round_keys))
+def cohort_hash(
+    manifest: bytes, round_index: int, attempt: int, packages: Mapping[str, bytes], transcript: bytes
+) -> bytes:
+    """Return the hash of manifest, round, attempt, signed packages by sorted id and the last transcript link.
+
+    The manifest stands for session, study, epoch, terms, members and keys.
+    """
+    head = (manifest, counter_bytes(round_index), counter_bytes(attempt), transcript)
+    return labelled_hash(labels.COHORT, *head, *_hashed_members(packages))
 
 
 def ciphertext_list_hash(ciphertexts: Sequence[bytes]) -> bytes:
@@ -92,9 +106,22 @@ def roster_hash(cohort: bytes, headers: Mapping[str, bytes], aggregate_hash: byt
     return labelled_hash(labels.ROSTER, cohort, aggregate_hash, *_hashed_members(headers))
 
 
-def transcript_hash(previous: bytes, roster: bytes, aggregate_hash: bytes, total: NDArray[np.int64]) -> bytes:
-    """Return the next link of the chain: previous link, roster hash, hash of the aggregate, the decoded sum.
+def transcript_link(
+    group_key: bytes, previous: bytes, roster: bytes, aggregate_hash: bytes, total: NDArray[np.int64]
+) -> bytes:
+    """Return the next link of the chain: HMAC over previous link, roster hash, aggregate hash, decoded sum.
 
     The sum enters as little-endian int64, whatever the machine.
+
+    Guarantees:
+        - Without the group key nobody can confirm a guess of the sum by its link.
     """
-    return labelled_hash(labels.TRANSCRIPT, previous, roster, aggregate_hash, total.astype("<i8").tobytes())
+    digest = hashlib.sha256(total.astype("<i8").tobytes()).digest()
+    return hmac.digest(
+        group_key, framed(labels.TRANSCRIPT, previous, roster, aggregate_hash, digest), "sha256"
+    )
+
+
+def state_tag(group_key: bytes, model_hash: bytes) -> bytes:
+    """Return the tag of a model state that the coordinator may see: it shows equality and nothing else."""
+    return hmac.digest(group_key, labels.STATE_TAG + model_hash, "sha256")

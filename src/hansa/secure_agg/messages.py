@@ -1,8 +1,8 @@
-"""The signed messages of a round, in deterministic CBOR (RFC 8949 section 4.2.1).
+"""The signed messages of the protocol, in deterministic CBOR (RFC 8949 section 4.2.1).
 
 A signed message is a map {type, sender, body, signature}; the body is itself the deterministic encoding of
-one of the three records below. Decoding is strict: whatever would not be encoded to exactly the same bytes
-again is refused.
+one of the records below, a flat map. Lists of hashes or seals of one length are one byte string. Decoding is
+strict: whatever would not be encoded to exactly the same bytes again is refused.
 """
 
 from dataclasses import dataclass, fields
@@ -10,16 +10,27 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import cbor2
 
-from hansa.errors import MalformedMessage, WrongSession
+from hansa.errors import MalformedMessage, MessageTooLarge, WrongEpoch, WrongSession
+from hansa.secure_agg.ciphertext_format import KEY_BYTES
 from hansa.secure_agg.identity import Identity, Roster, verify_participant_id, verify_signature
+from hansa.secure_agg.parameters import MAXIMUM_PARTICIPANTS
+from hansa.secure_agg.sealing import MEMBER_KEY_BYTES, MEMBER_SEAL_BYTES, SEAL_TAG_BYTES
 
-MAXIMUM_BODY_BYTES = 1024
-MAXIMUM_MESSAGE_BYTES = 2048
+GROUP_KEY_BYTES = 32
+SHORT_HASH_BYTES = 16
+ENVELOPE_BYTES = 256  # an envelope without its body is shorter
+_ENVELOPED_KEY_BYTES = MEMBER_SEAL_BYTES + GROUP_KEY_BYTES
 
 _BYTE_LENGTHS = {
     "session": 16,
     "study": 32,
-    "public_key": 32,
+    "package_id": 16,
+    "kem_key": MEMBER_KEY_BYTES,
+    "channel_key": 32,
+    "group_commitment": 32,
+    "sealed_he_key": KEY_BYTES + SEAL_TAG_BYTES,
+    "manifest_hash": 32,
+    "mask_key": 32,
     "cohort_hash": 32,
     "he_key_id": 32,
     "state_tag": 32,
@@ -28,31 +39,58 @@ _BYTE_LENGTHS = {
     "roster_hash": 32,
     "signature": 64,
 }
-_COUNTER_BOUNDS = {"round": (0, 2**32 - 1), "attempt": (0, 2**16 - 1), "ciphertext_count": (1, 2**16)}
+# Byte strings of several items of one length, at most one item a member.
+_ITEM_LENGTHS = {
+    "envelopes": _ENVELOPED_KEY_BYTES,
+    "blob_hashes": SHORT_HASH_BYTES,
+    "seed_share_hashes": SHORT_HASH_BYTES,
+    "mask_share_hashes": SHORT_HASH_BYTES,
+    "seed_commitment": 32,  # one item in quorum mode, none in strict mode
+}
+_COUNTER_BOUNDS = {
+    "epoch": (0, 2**32 - 1),
+    "round": (0, 2**32 - 1),
+    "attempt": (0, 2**16 - 1),
+    "number": (1, 2**32 - 1),
+    "ciphertext_count": (1, 2**16),
+}
+MAXIMUM_DEAL_BYTES = 512 + KEY_BYTES + _ENVELOPED_KEY_BYTES * MAXIMUM_PARTICIPANTS
+MAXIMUM_PACKAGE_BYTES = 512 + 3 * SHORT_HASH_BYTES * MAXIMUM_PARTICIPANTS
+MAXIMUM_RELEASE_BYTES = 512 + 32 * MAXIMUM_PARTICIPANTS
+
+
+def _is_bytes(name: str, value: Any) -> bool:
+    if type(value) is not bytes:
+        return False
+    if name in _BYTE_LENGTHS:
+        return len(value) == _BYTE_LENGTHS[name]
+    if name in _ITEM_LENGTHS:
+        items, rest = divmod(len(value), _ITEM_LENGTHS[name])
+        return rest == 0 and items <= MAXIMUM_PARTICIPANTS
+    if name == "sealed_shares":
+        return SEAL_TAG_BYTES < len(value) <= SEAL_TAG_BYTES + 32 * MAXIMUM_PARTICIPANTS
+    return len(value) <= MAXIMUM_DEAL_BYTES  # body
 
 
 def _verify_field(name: str, value: Any) -> None:
-    if name in _BYTE_LENGTHS:
-        if type(value) is not bytes or len(value) != _BYTE_LENGTHS[name]:
-            raise MalformedMessage(f"{name} is not {_BYTE_LENGTHS[name]} bytes")
+    if name in _BYTE_LENGTHS or name in _ITEM_LENGTHS or name in ("sealed_shares", "body"):
+        if not _is_bytes(name, value):
+            raise MalformedMessage(f"{name} is not bytes of its length")
     elif name in _COUNTER_BOUNDS:
         lowest, highest = _COUNTER_BOUNDS[name]
         if type(value) is not int or not lowest <= value <= highest:  # bool is an int to isinstance
             raise MalformedMessage(f"{name} is not an integer in {lowest}..{highest}")
-    elif name == "body":
-        if type(value) is not bytes or len(value) > MAXIMUM_BODY_BYTES:
-            raise MalformedMessage(f"body is not at most {MAXIMUM_BODY_BYTES} bytes")
     elif type(value) is not str:
         raise MalformedMessage(f"{name} is not text")
     else:
         verify_participant_id(value)  # a message type has the same character set
 
 
-def _load_map(data: bytes) -> dict[str, Any]:
+def _load_map(data: bytes, maximum_bytes: int) -> dict[str, Any]:
     """Decode one flat CBOR map; max_depth=1 refuses nested items and tags before they are looked at."""
-    if not 1 <= len(data) <= MAXIMUM_MESSAGE_BYTES:
-        raise MalformedMessage(f"a message has {len(data)} bytes, the bound is {MAXIMUM_MESSAGE_BYTES}")
-    if data[0] >> 5 != 5:
+    if len(data) > maximum_bytes:
+        raise MessageTooLarge(f"a message has {len(data)} bytes, the bound is {maximum_bytes}")
+    if not data or data[0] >> 5 != 5:
         raise MalformedMessage("a message is not a CBOR map")
     try:
         decoded: dict[str, Any] = cbor2.loads(
@@ -65,15 +103,17 @@ def _load_map(data: bytes) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """A flat map with fixed keys; base of the envelope and of the three bodies.
+    """A flat map with fixed keys; base of the envelope and of all bodies.
 
     Raises:
         MalformedMessage: A field has the wrong type, length or range.
 
     Guarantees:
         - decode(encode(m)) == m, and decode(b) succeeds only where encode(decode(b)) == b.
-        - decode raises MalformedMessage on any other bytes, and nothing else.
+        - decode raises MalformedMessage on any other bytes (MessageTooLarge is one), and nothing else.
     """
+
+    MAXIMUM_BYTES: ClassVar[int] = 1024
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -88,7 +128,7 @@ class Record:
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """Read a record from untrusted bytes."""
-        decoded = _load_map(data)
+        decoded = _load_map(data, cls.MAXIMUM_BYTES)
         expected = {field.name for field in fields(cls)}
         if decoded.keys() != expected:
             raise MalformedMessage(f"{cls.__name__} has not exactly the keys {', '.join(sorted(expected))}")
@@ -102,6 +142,8 @@ class Record:
 class Envelope(Record):
     """What travels: the type, the sender, the encoded body and the sender's signature (64 bytes)."""
 
+    MAXIMUM_BYTES: ClassVar[int] = ENVELOPE_BYTES + MAXIMUM_DEAL_BYTES
+
     type: str
     sender: str
     body: bytes
@@ -110,29 +152,80 @@ class Envelope(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Body(Record):
-    """What every signed body holds: whose session, which study, round and attempt, and who says so."""
+    """What every signed body holds: whose session, which study and epoch, and who says so."""
 
     TYPE: ClassVar[str]
 
     session: bytes
     study: bytes
-    round: int
-    attempt: int
+    epoch: int
     sender: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoundKey(Body):
-    """Step 1: a one-time X25519 public key for one round and attempt."""
+class Join(Body):
+    """E1: the keys of one member for one epoch."""
 
-    TYPE: ClassVar[str] = "round-key"
+    TYPE: ClassVar[str] = "join"
+    MAXIMUM_BYTES: ClassVar[int] = 512 + MEMBER_KEY_BYTES
 
-    public_key: bytes
+    kem_key: bytes
+    channel_key: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UploadHeader(Body):
-    """Step 3: what an upload is, signed before the coordinator adds it to anything."""
+class Deal(Body):
+    """E2: the group key sealed to every member in roster order, and the HE key sealed under the group key."""
+
+    TYPE: ClassVar[str] = "deal"
+    MAXIMUM_BYTES: ClassVar[int] = MAXIMUM_DEAL_BYTES
+
+    he_key_id: bytes
+    group_commitment: bytes
+    envelopes: bytes
+    sealed_he_key: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vote(Body):
+    """E3: the manifest that this member computed."""
+
+    TYPE: ClassVar[str] = "vote"
+
+    manifest_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package(Body):
+    """E4: a one-time round key and commitments to the shares of its secrets.
+
+    `round` is the latest round that the sender had entered when it made the package.
+    """
+
+    TYPE: ClassVar[str] = "package"
+    MAXIMUM_BYTES: ClassVar[int] = MAXIMUM_PACKAGE_BYTES
+
+    round: int
+    number: int
+    package_id: bytes
+    mask_key: bytes
+    seed_commitment: bytes
+    blob_hashes: bytes
+    seed_share_hashes: bytes
+    mask_share_hashes: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundBody(Body):
+    """What every message of a round holds."""
+
+    round: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadHeader(RoundBody):
+    """R1: what an upload is, signed before the coordinator adds it to anything."""
 
     TYPE: ClassVar[str] = "upload-header"
 
@@ -145,14 +238,43 @@ class UploadHeader(Body):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RoundResult(Body):
-    """Step 6: what a participant holds after the round."""
+class Consent(RoundBody):
+    """R3: this member was shown this roster and aggregate, and no other."""
+
+    TYPE: ClassVar[str] = "consent"
+
+    cohort_hash: bytes
+    roster_hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release(RoundBody):
+    """R4: one share for each member of the cohort, sealed to the group."""
+
+    TYPE: ClassVar[str] = "release"
+    MAXIMUM_BYTES: ClassVar[int] = MAXIMUM_RELEASE_BYTES
+
+    cohort_hash: bytes
+    roster_hash: bytes
+    sealed_shares: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundResult(RoundBody):
+    """R6: what a participant holds after the round."""
 
     TYPE: ClassVar[str] = "round-result"
 
     cohort_hash: bytes
     roster_hash: bytes
     state_tag: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abort(RoundBody):
+    """This member does not go on with the attempt. It never says why."""
+
+    TYPE: ClassVar[str] = "abort"
 
 
 B = TypeVar("B", bound=Body)
@@ -165,18 +287,24 @@ def sign_message(identity: Identity, body: Body) -> bytes:
     return Envelope(type=body.TYPE, sender=body.sender, body=encoded, signature=signature).encode()
 
 
-def open_signed(data: bytes, kind: type[B], roster: Roster) -> B:
+def open_signed(data: bytes, kind: type[B], roster: Roster, epoch: int) -> B:
     """Read a signed message of one kind from untrusted bytes.
 
     Raises:
+        MessageTooLarge: Longer than any message of this kind.
         MalformedMessage: Not the deterministic encoding of an envelope and body of this kind.
         UnknownSender: The sender is not in the roster.
         BadSignature: The signature does not verify under the sender's pinned key.
         WrongSession: The message belongs to another session or study.
+        WrongEpoch: The message belongs to another epoch.
 
     Guarantees:
         - The body is not decoded before its signature is verified.
     """
+    if len(data) > ENVELOPE_BYTES + kind.MAXIMUM_BYTES:
+        raise MessageTooLarge(
+            f"a {kind.TYPE} has {len(data)} bytes, the bound is {ENVELOPE_BYTES + kind.MAXIMUM_BYTES}"
+        )
     envelope = Envelope.decode(data)
     if envelope.type != kind.TYPE:
         raise MalformedMessage(f"a message of type {envelope.type!r} stands where {kind.TYPE!r} is expected")
@@ -186,4 +314,13 @@ def open_signed(data: bytes, kind: type[B], roster: Roster) -> B:
         raise MalformedMessage(f"{envelope.sender!r} signed a body that names {body.sender!r} as its sender")
     if (body.session, body.study) != (roster.session_id, roster.study_id):
         raise WrongSession(f"the {kind.TYPE} of {body.sender!r} belongs to another session or study")
+    if body.epoch != epoch:
+        raise WrongEpoch(
+            f"the {kind.TYPE} of {body.sender!r} is of epoch {body.epoch}, this is epoch {epoch}"
+        )
     return body
+
+
+def message_type(data: bytes) -> str:
+    """Return the type that an untrusted envelope claims; MalformedMessage if it is none."""
+    return Envelope.decode(data).type

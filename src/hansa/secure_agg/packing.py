@@ -1,14 +1,14 @@
 """Several quantised entries in one plaintext slot, and the sum of many such slots back into sums of entries.
 
-Entry e of ciphertext c stands at slot e mod 4096 in lane e div 4096, as a digit of a number in base
-`Layout.radix`.
+An upload of c ciphertexts has 4096 c slots; the last 8 are its tag, the S before them hold the update. Entry
+e stands at slot e mod S in lane e div S, as a digit of a number in base `Layout.radix`.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hansa.errors import AggregateRangeViolation, UpdateOutOfRange, UpdateShapeMismatch
-from hansa.secure_agg.parameters import SLOTS, Layout
+from hansa.secure_agg.parameters import SLOTS, TAG_SLOTS, Layout
 
 
 def pack(levels: NDArray[np.int64], layout: Layout) -> NDArray[np.uint64]:
@@ -19,7 +19,7 @@ def pack(levels: NDArray[np.int64], layout: Layout) -> NDArray[np.uint64]:
         layout: Layout of the cohort.
 
     Returns:
-        (c, 4096) uint64 below t, with c = `layout.ciphertexts_for(m)`. Unused places hold level 0.
+        (S,) uint64 below t, S = 4096 c - 8 with c = `layout.ciphertexts_for(m)`. Unused places hold level 0.
 
     Raises:
         UpdateShapeMismatch: `levels` is not a non-empty vector of int64.
@@ -36,36 +36,45 @@ def pack(levels: NDArray[np.int64], layout: Layout) -> NDArray[np.uint64]:
     lowest, highest = int(levels.min()), int(levels.max())
     if lowest < -layout.maximum_level or highest > layout.maximum_level:
         raise UpdateOutOfRange(f"levels {lowest}..{highest} are not within ±{layout.maximum_level}")
-    ciphertexts = layout.ciphertexts_for(levels.size)
-    digits = np.full(ciphertexts * layout.entries_per_ciphertext, layout.maximum_level, dtype=np.uint64)
+    digits = np.full(
+        layout.capacity(layout.ciphertexts_for(levels.size)), layout.maximum_level, dtype=np.uint64
+    )
     digits[: levels.size] = (levels + layout.maximum_level).astype(np.uint64)
-    lanes = digits.reshape(ciphertexts, layout.lanes, SLOTS)
+    lanes = digits.reshape(layout.lanes, -1)
     radix = np.uint64(layout.radix)
-    slots = lanes[:, -1].copy()
+    slots: NDArray[np.uint64] = lanes[-1].copy()
     for lane in range(layout.lanes - 2, -1, -1):
-        slots = slots * radix + lanes[:, lane]
+        slots = slots * radix + lanes[lane]
     return slots
 
 
-def unpack_sum(slots: NDArray[np.uint64], layout: Layout, count: int) -> NDArray[np.int64]:
-    """Return the sums of levels that n packed updates add up to.
+def unpack_sum(
+    slots: NDArray[np.uint64], layout: Layout, count: int, terms: int | None = None
+) -> NDArray[np.int64]:
+    """Return the sums of levels that packed updates add up to.
 
     Args:
-        slots: (c, 4096) uint64, the decrypted sum.
+        slots: (S,) uint64, the decrypted sum without its tag.
         layout: Layout of the cohort.
         count: Entries m of each update.
+        terms: Number r of updates in the sum; all n of the layout where it is not given.
 
     Returns:
-        (m,) int64, each within ± n · layout.maximum_level.
+        (m,) int64, each within ± r · layout.maximum_level.
 
     Raises:
         UpdateShapeMismatch: The slots are not those of `count` entries.
-        AggregateRangeViolation: A slot is at least radix^lanes, or an unused place is not the sum of n zeros.
+        AggregateRangeViolation: A slot is at least radix^lanes, a sum is larger than r levels can be, or an
+            unused place is not the sum of r zeros.
 
     Guarantees:
-        - A slot that no n admissible updates can add up to is refused.
+        - A slot that no r admissible updates can add up to is refused.
     """
-    if count < 1 or slots.shape != (layout.ciphertexts_for(count), SLOTS) or slots.dtype != np.uint64:
+    if (
+        count < 1
+        or slots.shape != (layout.ciphertexts_for(count) * SLOTS - TAG_SLOTS,)
+        or slots.dtype != np.uint64
+    ):
         raise UpdateShapeMismatch(
             f"slots of shape {slots.shape} and type {slots.dtype} do not hold {count} entries"
         )
@@ -73,11 +82,15 @@ def unpack_sum(slots: NDArray[np.uint64], layout: Layout, count: int) -> NDArray
         raise AggregateRangeViolation(
             f"a slot is {int(slots.max())}, the bound is {layout.radix**layout.lanes - 1}"
         )
+    terms = layout.participants if terms is None else terms
     radix = np.uint64(layout.radix)
-    digits = np.empty((slots.shape[0], layout.lanes, SLOTS), dtype=np.uint64)
+    digits = np.empty((layout.lanes, slots.size), dtype=np.uint64)
     for lane in range(layout.lanes):
-        slots, digits[:, lane] = np.divmod(slots, radix)
-    sums = digits.reshape(-1).astype(np.int64) - layout.participants * layout.maximum_level
+        slots, digits[lane] = np.divmod(slots, radix)
+    limit = terms * layout.maximum_level
+    sums = digits.reshape(-1).astype(np.int64) - limit
+    if int(sums.max()) > limit:
+        raise AggregateRangeViolation(f"a sum of {terms} levels is {int(sums.max())}, the bound is {limit}")
     if np.any(sums[count:]):
         raise AggregateRangeViolation(f"{np.count_nonzero(sums[count:])} unused places are not 0")
     return sums[:count].copy()

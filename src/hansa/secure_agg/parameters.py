@@ -8,7 +8,9 @@ carries from one lane into the next. The noise margin of the encryption was meas
 
 from dataclasses import dataclass
 
+from hansa import labels
 from hansa.errors import CohortTooLarge, CohortTooSmall, InvalidValue
+from hansa.secure_agg.derivation import labelled_hash
 
 SLOTS = 4096  # slots of a ciphertext = degree N of the ring
 COEFFICIENT_MODULUS_BITS = (60, 41)  # one data prime and the special prime: 101 bits, SEAL's 128-bit row
@@ -19,6 +21,9 @@ MINIMUM_PARTICIPANTS = 3
 MAXIMUM_PARTICIPANTS = 258
 MINIMUM_BITS = 2
 MAXIMUM_BITS = 16
+TAG_SLOTS = 8  # last slots of an upload: 8 tags with 16-bit coefficients, 2^-128 for whoever lacks the key
+QUORUM = "quorum"
+STRICT = "strict"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +75,92 @@ class Layout:
 
     @property
     def entries_per_ciphertext(self) -> int:
-        """Entries in one ciphertext."""
+        """Entries that a ciphertext adds to an upload that has one already."""
         return self.lanes * SLOTS
 
+    def capacity(self, ciphertexts: int) -> int:
+        """Entries that an upload of so many ciphertexts holds beside its tag."""
+        return self.lanes * (ciphertexts * SLOTS - TAG_SLOTS)
+
     def ciphertexts_for(self, count: int) -> int:
-        """Ciphertexts that `count` entries need."""
-        return -(-count // self.entries_per_ciphertext)
+        """Ciphertexts that `count` entries and the tag need."""
+        return -(-(-(-count // self.lanes) + TAG_SLOTS) // SLOTS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What the members of an epoch agree on beside who they are. Local configuration, hashed into the manifest.
+
+    Args:
+        participants: Members n of the roster.
+        mode: "quorum", or "strict"; the latter where n = 3 and nothing is said.
+        bits: Width of a quantised entry.
+
+    Raises:
+        InvalidValue: Another mode, or a width out of bounds.
+        CohortTooSmall: n < 3, or quorum with n = 3, where any dropout would leave a sum of two.
+        CohortTooLarge: See `Layout`.
+
+    Guarantees:
+        - threshold T = floor(2n/3) + 1 in quorum mode, n in strict mode.
+        - `colluders` = 2T - n - 1, but n - 2 at most: so many members may side with a coordinator that tells
+          different members different things.
+    """
+
+    participants: int
+    mode: str = ""
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        Layout(participants=self.participants, bits=self.bits)
+        if not self.mode:
+            object.__setattr__(self, "mode", STRICT if self.participants == 3 else QUORUM)
+        if self.mode not in (QUORUM, STRICT):
+            raise InvalidValue(f"mode = {self.mode!r} is neither {QUORUM!r} nor {STRICT!r}")
+        if self.mode == QUORUM and self.participants == 3:
+            raise CohortTooSmall("3 participants cannot lose one; use strict mode")
+
+    @property
+    def strict(self) -> bool:
+        """Whether every member must answer."""
+        return self.mode == STRICT
+
+    @property
+    def threshold(self) -> int:
+        """T: members that must remain, and shares that recover a secret."""
+        return self.participants if self.strict else 2 * self.participants // 3 + 1
+
+    @property
+    def dropouts(self) -> int:
+        """n - T: members that may vanish."""
+        return self.participants - self.threshold
+
+    @property
+    def colluders(self) -> int:
+        """Members that may collude with an equivocating coordinator."""
+        return min(2 * self.threshold - self.participants - 1, self.participants - 2)
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of an update in its slots."""
+        return Layout(participants=self.participants, bits=self.bits)
+
+    @property
+    def hash(self) -> bytes:
+        """32 bytes over everything that two members must not have configured differently."""
+        numbers = (
+            self.participants,
+            self.threshold,
+            self.bits,
+            self.layout.lanes,
+            SLOTS,
+            PLAIN_MODULUS,
+            TAG_SLOTS,
+            *COEFFICIENT_MODULUS_BITS,
+        )
+        return labelled_hash(
+            labels.PARAMETERS, self.mode.encode(), *(number.to_bytes(8, "big") for number in numbers)
+        )
 
 
 def layout_for(participants: int, bits: int = 8) -> Layout:

@@ -1,319 +1,317 @@
-"""One participant's side of one attempt of one round in strict mode, as a state machine without I/O.
+"""One participant's side of the rounds of an epoch, as a state machine without I/O.
 
-    1 advertise   make a one-time key, sign it
-    2 start       check the signed keys of the whole roster, fix the cohort
-    3 protect     pack, mask, encrypt, sign the header of the upload
-    4 open        check all headers, decrypt the aggregate, check its range
-    5 transcript  chain the result to the history
-    6 confirm     sign what this participant holds now
+    E4 packages   make round-key packages ahead of need
+    R0 start      check the cohort's packages and the shares dealt to this member, fix the cohort
+    R1 protect    pack, tag, mask, encrypt, sign the header of the upload
+    R2 answer     check roster and aggregate; all there: release (R4), otherwise consent (R3)
+    R3 consents   T consents to one roster with dropouts: release
+    R4            one share for each member of the cohort: of its self-mask if it uploaded, else of its mask key
+    R5 unmask     T releases: recover the masks, open the sum
+    R6 confirm, finish
 
-A step that is asked for too early or too late is refused. Nothing here survives a crash; a run that stops
-starts afresh with new keys, in a new session.
+E4 to R1 are in `uploading.py`. In strict mode there are no shares: R0, R1, then `open` takes headers and aggregate at
+once. Three invariants hold over crashes and epochs, each on the store before the act that it guards: a package serves
+one cohort (I1), shares are released once for a model state (I2), masks serve one upload (I3). After a restart a new
+object on the same store sends again what was stored, and nothing else for the same attempt.
 """
 
-import hmac
-import os
 from collections.abc import Sequence
-from enum import Enum
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from hansa.errors import (
-    AggregateHashMismatch,
-    CiphertextSizeMismatch,
-    CohortMismatch,
+    AlreadyReleased,
+    CohortTooSmall,
+    DuplicateMessage,
+    NotEnoughConsents,
     OutOfOrder,
-    OwnKeyMismatch,
-    PackageReuse,
+    RosterEquivocation,
     StaleRound,
-    UpdateShapeMismatch,
-    UploadReuse,
 )
-from hansa.secure_agg.agreement import verify_agreement
-from hansa.secure_agg.bfv import HeKey
-from hansa.secure_agg.ciphertext_format import EXPANDED_BYTES, verify_wire_length
-from hansa.secure_agg.cohort import (
-    ciphertext_list_hash,
-    cohort_hash,
-    open_whole_roster,
-    roster_hash,
-    transcript_hash,
+from hansa.secure_agg.attempt import (
+    LOCK,
+    UPLOAD,
+    Attempt,
+    RosterView,
+    load,
+    release_record,
+    save,
+    save_attempt,
+    view_roster,
 )
-from hansa.secure_agg.identity import Identity, RandomBytes, Roster
-from hansa.secure_agg.masks import RoundSecret, net_mask
-from hansa.secure_agg.messages import RoundKey, RoundResult, UploadHeader, sign_message
-from hansa.secure_agg.packing import pack, unpack_sum
-from hansa.secure_agg.parameters import PLAIN_MODULUS, Layout
+from hansa.secure_agg.cohort import cohort_hash, open_each, state_tag, verify_round
+from hansa.secure_agg.messages import Abort, Consent, Package, Release, RoundResult, sign_message
+from hansa.secure_agg.packages import verify_form
+from hansa.secure_agg.sealing import release_key, seal
+from hansa.secure_agg.shamir import SHARE_BYTES
+from hansa.secure_agg.unmasking import Opened, open_sum, unmask
+from hansa.secure_agg.uploading import HASH_BYTES, UploadMachine
 
 
-class UsedKeys:
-    """A participant's memory of the attempts it took part in during a session.
-
-    Guarantees:
-        - An attempt is entered once (PackageReuse), and none after a later one was entered (StaleRound).
-    """
-
-    __slots__ = ("_latest",)
-
-    def __init__(self) -> None:
-        self._latest: tuple[int, int] | None = None
-
-    def enter(self, round_index: int, attempt: int) -> None:
-        """Take note of an attempt before its key exists."""
-        wanted = (round_index, attempt)
-        if self._latest is not None and wanted <= self._latest:
-            was = f"round {self._latest[0]} attempt {self._latest[1]} was entered"
-            if wanted == self._latest:
-                raise PackageReuse(f"{was} already; a round key serves one attempt")
-            raise StaleRound(f"round {round_index} attempt {attempt} is over: {was}")
-        self._latest = wanted
-
-
-class _Step(Enum):
-    NEW = "new"
-    ADVERTISED = "advertised"
-    STARTED = "started"
-    PROTECTED = "protected"
-    OPENED = "opened"
-    CLOSED = "closed"
-
-
-class ParticipantRound:
-    """One participant in one attempt of one round.
+class RoundMachine(UploadMachine):
+    """One participant in the rounds of one epoch.
 
     Args:
-        participant: Own id in the roster.
+        epoch: The epoch that was entered.
         identity: Own signing key.
-        roster: The pinned roster.
-        he_key: The participants' common encryption key.
-        layout: Layout for exactly this roster.
-        round_index: Round number.
-        attempt: Attempt number.
-        used_keys: The session's memory, one object for all rounds of a participant.
-        random_bytes: Source of the one-time key; the operating system outside of tests.
+        store: Durable storage; the same one for all epochs of a participant.
+        random_bytes: Source of one-time keys; the operating system outside of tests.
 
     Raises:
-        UnknownSender: `participant` is not in the roster.
-        OwnKeyMismatch: The roster holds another identity key under this id.
-        CohortMismatch: The layout is for another number of participants.
+        OwnKeyMismatch: The roster holds another identity key for this participant.
 
     Guarantees:
-        - The round key serves one cohort, its masks one upload; after `protect` the private round key is
-          gone.
-        - The aggregate is decrypted at most once, and only under headers signed by the whole roster.
+        - A package serves one cohort; masks serve one upload; shares are released once for a model hash. Each holds
+          over restarts on the same store.
+        - No member's share of both kinds is ever released by this participant.
+        - An aggregate is decrypted only under a roster that T members stand behind, and only one an attempt.
         - repr() shows no secret.
     """
 
-    def __init__(
-        self,
-        *,
-        participant: str,
-        identity: Identity,
-        roster: Roster,
-        he_key: HeKey,
-        layout: Layout,
-        round_index: int,
-        attempt: int,
-        used_keys: UsedKeys,
-        random_bytes: RandomBytes = os.urandom,
-    ) -> None:
-        if not hmac.compare_digest(roster.public_key(participant), identity.public):
-            raise OwnKeyMismatch(f"the roster holds another identity key for {participant!r}")
-        if layout.participants != len(roster.members):
-            raise CohortMismatch(
-                f"a layout for {layout.participants} does not fit {len(roster.members)} members"
-            )
-        self._participant, self._identity, self._roster = participant, identity, roster
-        self._he_key, self._layout = he_key, layout
-        self._round, self._attempt, self._used_keys = round_index, attempt, used_keys
-        self._random_bytes = random_bytes
-        self._step = _Step.NEW
-        self._secret: RoundSecret
-        self._own_key = b""
-        self._own_header = b""
-        self._public_keys: dict[str, bytes] = {}
-        self._cohort = b""
-        self._count = 0
-        self._header: UploadHeader
-        self._roster_hash = b""
-        self._aggregate_hash = b""
+    # -- R2, R3, R4 --------------------------------------------------------------------------------------
 
-    def __repr__(self) -> str:
-        what = f"round {self._round} attempt {self._attempt} is {self._step.value}"
-        return f"ParticipantRound({self._participant!r}, {what})"
-
-    def _require(self, step: _Step, action: str) -> None:
-        if self._step is not step:
-            raise OutOfOrder(f"{action} needs the step {step.value!r}, this round is at {self._step.value!r}")
-
-    def _signed(self, kind: type[RoundKey | UploadHeader | RoundResult], **values: Any) -> bytes:
-        body = kind(
-            session=self._roster.session_id,
-            study=self._roster.study_id,
-            round=self._round,
-            attempt=self._attempt,
-            sender=self._participant,
-            **values,
-        )
-        return sign_message(self._identity, body)
-
-    def advertise(self) -> bytes:
-        """Step 1: make the one-time key of this attempt.
-
-        Returns:
-            The signed RoundKey.
-
-        Raises:
-            OutOfOrder: Called before.
-            PackageReuse, StaleRound: This attempt was entered before, or a later one was.
-        """
-        self._require(_Step.NEW, "advertise")
-        self._used_keys.enter(self._round, self._attempt)
-        self._secret = RoundSecret(self._random_bytes)
-        self._own_key = self._signed(RoundKey, public_key=self._secret.public)
-        self._step = _Step.ADVERTISED
-        return self._own_key
-
-    def start(self, round_keys: Sequence[bytes]) -> None:
-        """Step 2: accept the cohort. After an error the same step can be tried with other messages.
+    def answer(self, headers: Sequence[bytes], aggregate: Sequence[bytes]) -> bytes:
+        """Step R2: check roster and aggregate, and answer.
 
         Args:
-            round_keys: The signed RoundKey of every member, own one included, in any order; untrusted.
-
-        Raises:
-            PackageReuse: A cohort was accepted before, or two members show one key.
-            OutOfOrder: Nothing was advertised.
-            OwnKeyMismatch: The key under the own name is not the one that was advertised.
-            MalformedMessage, UnknownSender, BadSignature, WrongSession, StaleRound, DuplicateMember,
-            CohortMismatch:
-                See `cohort.open_whole_roster`.
-        """
-        if self._step in (_Step.STARTED, _Step.PROTECTED, _Step.OPENED, _Step.CLOSED):
-            raise PackageReuse(f"the round key of round {self._round} attempt {self._attempt} has its cohort")
-        self._require(_Step.ADVERTISED, "start")
-        found = open_whole_roster(round_keys, RoundKey, self._roster, self._round, self._attempt)
-        if not hmac.compare_digest(found[self._participant][1], self._own_key):
-            raise OwnKeyMismatch(f"the round key shown for {self._participant!r} is not the one that it made")
-        public_keys = {participant: body.public_key for participant, (body, _) in found.items()}
-        if len(set(public_keys.values())) != len(public_keys):
-            raise PackageReuse("two members show the same round key")
-        self._public_keys = public_keys
-        signed = {participant: data for participant, (_, data) in found.items()}
-        self._cohort = cohort_hash(self._roster, self._round, self._attempt, signed)
-        self._step = _Step.STARTED
-
-    def protect(
-        self, levels: NDArray[np.int64], state_tag: bytes, previous_transcript: bytes
-    ) -> tuple[bytes, list[bytes]]:
-        """Step 3: pack, mask and encrypt the update of this round.
-
-        Args:
-            levels: (m,) int64 quantised update.
-            state_tag: 32 bytes, tag of the model state that the update belongs to.
-            previous_transcript: 32 bytes, last link of the transcript.
-
-        Returns:
-            (signed UploadHeader, ciphertexts in seeded form).
-
-        Raises:
-            UploadReuse: Called before; the masks of an attempt cover one upload.
-            OutOfOrder: No cohort was accepted.
-            UpdateShapeMismatch, UpdateOutOfRange: See `packing.pack`; nothing was masked, the step can be
-                repeated.
-            MalformedMessage: A tag has the wrong length, or a peer's round key is of low order.
-
-        Guarantees:
-            - Each ciphertext of the upload holds the packed update plus a mask that is uniform modulo t.
-        """
-        if self._step in (_Step.PROTECTED, _Step.OPENED, _Step.CLOSED):
-            raise UploadReuse(f"round {self._round} attempt {self._attempt} has its upload already")
-        self._require(_Step.STARTED, "protect")
-        slots = pack(levels, self._layout)
-        self._step = _Step.PROTECTED  # before any mask exists: whatever fails from here, no second upload
-        try:
-            seeds = self._secret.signed_seeds(
-                self._participant, self._public_keys, self._cohort, self._round, self._attempt
-            )
-        finally:
-            self._secret.erase()
-        masked = (slots + net_mask(seeds, slots.size).reshape(slots.shape)) % np.uint64(PLAIN_MODULUS)
-        ciphertexts = [self._he_key.encrypt(row) for row in masked]
-        self._own_header = self._signed(
-            UploadHeader,
-            cohort_hash=self._cohort,
-            he_key_id=self._he_key.key_id,
-            state_tag=state_tag,
-            previous_transcript=previous_transcript,
-            ciphertext_count=len(ciphertexts),
-            ciphertext_list_hash=ciphertext_list_hash(ciphertexts),
-        )
-        self._count = levels.size
-        return self._own_header, ciphertexts
-
-    def open(self, headers: Sequence[bytes], aggregate: Sequence[bytes]) -> NDArray[np.int64]:
-        """Step 4: decrypt the sum of the whole cohort. It is tried once; any error ends the round.
-
-        Args:
-            headers: The signed UploadHeader of every member, own one included, in any order; untrusted.
+            headers: Signed UploadHeader of each member of the roster, own one included; untrusted.
             aggregate: Ciphertexts in expanded form; untrusted.
 
         Returns:
-            (m,) int64, the sum of the levels of all members.
+            The signed Release if the roster is the whole cohort, otherwise the signed Consent. The same bytes for
+            the same roster, also after a restart.
 
         Raises:
-            OutOfOrder: Nothing was uploaded, or `open` was called before.
-            MalformedMessage, UnknownSender, BadSignature, WrongSession, StaleRound, DuplicateMember,
-            CohortMismatch:
-                See `cohort.open_whole_roster`; CohortMismatch also for a header of another cohort hash.
-            HeParameterMismatch, ModelDivergence, CiphertextSizeMismatch, AggregateHashMismatch: A header
-                disagrees with the own one on key, state or history, length, or is not the own one under the
-                own name.
-            MalformedCiphertext, AggregateRangeViolation: The aggregate is not a sum of the uploads.
-
-        Guarantees:
-            - For honest uploads the result equals the sum of the levels, integer for integer.
+            OutOfOrder: Nothing was uploaded in this attempt, or the mode is strict.
+            RosterEquivocation: Another roster or aggregate was shown before.
+            AlreadyReleased: Shares were released for this model state in another attempt (I2).
+            See `attempt.view_roster` for everything else.
         """
-        self._require(_Step.PROTECTED, "open")
-        self._step = _Step.CLOSED
-        found = open_whole_roster(headers, UploadHeader, self._roster, self._round, self._attempt)
-        own = found[self._participant][0]
-        if not hmac.compare_digest(found[self._participant][1], self._own_header):
-            raise AggregateHashMismatch(
-                f"the header shown for {self._participant!r} is not the one that it signed"
-            )
-        for header, _ in found.values():
-            verify_agreement(header, own)
-        if len(aggregate) != own.ciphertext_count:
-            raise CiphertextSizeMismatch(
-                f"{len(aggregate)} ciphertexts, the headers say {own.ciphertext_count}"
-            )
-        for ciphertext in aggregate:
-            verify_wire_length(ciphertext, EXPANDED_BYTES)
-        slots = np.stack([self._he_key.decrypt(ciphertext) for ciphertext in aggregate])
-        total = unpack_sum(slots, self._layout, self._count)
-        signed = {participant: data for participant, (_, data) in found.items()}
-        self._aggregate_hash = ciphertext_list_hash(aggregate)
-        self._roster_hash = roster_hash(self._cohort, signed, self._aggregate_hash)
-        self._header = own
-        self._step = _Step.OPENED
-        return total
+        if self._epoch.terms.strict:
+            raise OutOfOrder("strict mode has no shares to release; the sum is opened at once")
+        attempt, view = self._locked(headers, aggregate)
+        if view.full:
+            return self._release(attempt, view)
+        return self._sign(Consent, attempt, cohort_hash=attempt.cohort_hash, roster_hash=view.roster_hash)
 
-    def transcript(self, total: NDArray[np.int64]) -> bytes:
-        """Step 5: return the next link of the transcript, 32 bytes, for the sum that `open` returned."""
-        self._require(_Step.OPENED, "transcript")
-        if total.shape != (self._count,) or total.dtype != np.int64:
-            raise UpdateShapeMismatch(
-                f"a sum of shape {total.shape} and type {total.dtype} is not ({self._count},) int64"
+    def _locked(self, headers: Sequence[bytes], aggregate: Sequence[bytes]) -> tuple[Attempt, RosterView]:
+        attempt, record = self._running(), self._upload_record()
+        if record is None:
+            raise OutOfOrder(f"nothing was uploaded in round {attempt.round} attempt {attempt.attempt}")
+        view = view_roster(
+            self._epoch,
+            attempt,
+            record["header"],
+            record["count"],
+            headers,
+            aggregate,
+            must_contain_own=True,
+        )
+        self._verify_lock(attempt, view)
+        save(self._store, LOCK, cohort=attempt.cohort_hash, roster=view.roster_hash)
+        self._view = view
+        return attempt, view
+
+    def _verify_lock(self, attempt: Attempt, view: RosterView) -> None:
+        lock = load(self._store, LOCK)
+        if lock is not None and lock["cohort"] == attempt.cohort_hash and lock["roster"] != view.roster_hash:
+            raise RosterEquivocation(
+                f"another roster or aggregate was shown before for round {attempt.round}"
             )
-        return transcript_hash(
-            self._header.previous_transcript, self._roster_hash, self._aggregate_hash, total
+
+    def consents(self, consents: Sequence[bytes]) -> bytes:
+        """Steps R3 and R4: release shares for a roster with dropouts that T members consented to.
+
+        Args:
+            consents: Signed Consent messages; untrusted. Those to another roster do not count.
+
+        Returns:
+            The signed Release.
+
+        Raises:
+            OutOfOrder: No roster was answered by this object; after a restart `answer` comes first.
+            NotEnoughConsents: Fewer than T members of the roster consent to it.
+            AlreadyReleased: See `answer`.
+            DuplicateMessage, StaleRound, StateRollback: Twice from one member, or of another round.
+            MalformedMessage, UnknownSender, BadSignature, WrongSession, WrongEpoch: See `messages.open_signed`.
+        """
+        attempt, view = self._running(), self._view
+        if view is None:
+            raise OutOfOrder("consents came before a roster")
+        found = open_each(consents, Consent, self._epoch.roster, self._epoch.number, DuplicateMessage)
+        agreed = 0
+        for name, (body, _) in found.items():
+            verify_round(body, attempt.round, attempt.attempt)
+            same = (body.cohort_hash, body.roster_hash) == (attempt.cohort_hash, view.roster_hash)
+            agreed += same and name in view.headers
+        if agreed < self._epoch.terms.threshold:
+            raise NotEnoughConsents(
+                f"{agreed} members consent to the roster, the threshold is {self._epoch.terms.threshold}"
+            )
+        return self._release(attempt, view)
+
+    def _release(self, attempt: Attempt, view: RosterView) -> bytes:
+        key = release_record(attempt.model_hash)
+        record = load(self._store, key)
+        if record is not None:
+            if (record["cohort"], record["roster"]) != (attempt.cohort_hash, view.roster_hash):
+                raise AlreadyReleased(f"shares were released for the model state of round {attempt.round}")
+            stored: bytes = record["signed"]
+            return stored
+        shares = b"".join(
+            attempt.shares[name][:SHARE_BYTES] if name in view.headers else attempt.shares[name][SHARE_BYTES:]
+            for name in attempt.cohort
+        )
+        sealing_key = release_key(self._epoch.group_key, view.roster_hash, self._epoch.participant)
+        signed = self._sign(
+            Release,
+            attempt,
+            cohort_hash=attempt.cohort_hash,
+            roster_hash=view.roster_hash,
+            sealed_shares=seal(sealing_key, shares, attempt.cohort_hash),
+        )
+        save(self._store, key, cohort=attempt.cohort_hash, roster=view.roster_hash, signed=signed)  # I2
+        self._forget_shares(attempt)
+        return signed
+
+    # -- R5, R6 ------------------------------------------------------------------------------------------
+
+    def unmask(self, releases: Sequence[bytes]) -> Opened:
+        """Step R5: open the sum of the roster that was answered, from the releases of T of its members.
+
+        Raises:
+            OutOfOrder: No roster was answered by this object, or nothing was released for it.
+            See `unmasking.unmask` for everything else.
+        """
+        attempt, view, record = self._running(), self._view, self._upload_record()
+        if view is None or record is None or self._released(attempt) is None:
+            raise OutOfOrder("releases came before this member has released")
+        return unmask(self._epoch, attempt, view, record["count"], releases)
+
+    def open(self, headers: Sequence[bytes], aggregate: Sequence[bytes]) -> Opened:
+        """Step R2 in strict mode: open the sum of the whole roster.
+
+        Raises:
+            OutOfOrder: Nothing was uploaded in this attempt, or the mode is quorum.
+            RosterEquivocation: Another aggregate was shown before.
+            See `attempt.view_roster` and `unmasking.open_sum` for everything else.
+        """
+        if not self._epoch.terms.strict:
+            raise OutOfOrder("in quorum mode a sum is opened from released shares")
+        attempt, view = self._locked(headers, aggregate)
+        record = self._upload_record() or {}
+        return open_sum(self._epoch, attempt, view, record["count"], None)
+
+    def catch_up(
+        self,
+        round_index: int,
+        attempt: int,
+        packages: Sequence[bytes],
+        headers: Sequence[bytes],
+        aggregate: Sequence[bytes],
+        releases: Sequence[bytes],
+        *,
+        count: int,
+        model_hash: bytes,
+        transcript: bytes,
+    ) -> Opened:
+        """Open a round that this member missed, in whole or from some step on.
+
+        The T signed releases over one roster are the certificate that this is the round's result. Nothing is
+        released. Then `finish` with the same numbers.
+
+        Args:
+            round_index: Round number.
+            attempt: Attempt number.
+            packages: As for `start`.
+            headers: As for `answer`; the own one is there only if this member uploaded.
+            aggregate: As for `answer`.
+            releases: As for `unmask`.
+            count: Entries of an update in this round.
+            model_hash: Hash of the model state before the round.
+            transcript: Last link of the transcript before the round.
+
+        Raises:
+            StaleRound: A later attempt was entered.
+            StateRollback: The roster holds an upload signed by this member that its store does not know.
+            RosterEquivocation: This member answered another roster of the same attempt.
+            See `start`, `attempt.view_roster` and `unmasking.unmask` for everything else.
+        """
+        if self._epoch.terms.strict:
+            raise OutOfOrder("strict mode has no certificates; nobody can miss a round")
+        if (round_index, attempt) < self.entered:
+            raise StaleRound(f"round {round_index} attempt {attempt} is over: {self.entered} was entered")
+        found = open_each(packages, Package, self._epoch.roster, self._epoch.number)
+        if len(found) < self._epoch.terms.threshold:
+            raise CohortTooSmall(f"a cohort of {len(found)} is below {self._epoch.terms.threshold}")
+        for body, _ in found.values():
+            verify_form(body, self._epoch.terms.participants, strict=self._epoch.terms.strict)
+        signed = {name: data for name, (_, data) in found.items()}
+        missed = Attempt(
+            epoch=self._epoch.number,
+            round=round_index,
+            attempt=attempt,
+            cohort_hash=cohort_hash(self._epoch.manifest_hash, round_index, attempt, signed, transcript),
+            model_hash=model_hash,
+            transcript=transcript,
+            packages=signed,
+            shares={},
+            used={},
+        )
+        record = load(self._store, UPLOAD)
+        own_header = record["header"] if record and record["cohort"] == missed.cohort_hash else None
+        view = view_roster(self._epoch, missed, own_header, count, headers, aggregate, must_contain_own=False)
+        self._verify_lock(missed, view)
+        opened = unmask(self._epoch, missed, view, count, releases)
+        self._caught_up = {name: body.number for name, (body, _) in found.items()}
+        return opened
+
+    def confirm(self, opened: Opened, model_hash: bytes) -> bytes:
+        """Step R6: return the signed RoundResult with the tag of the model state after the round."""
+        attempt = self._running()
+        return self._sign(
+            RoundResult,
+            attempt,
+            cohort_hash=attempt.cohort_hash,
+            roster_hash=opened.roster_hash,
+            state_tag=state_tag(self._epoch.group_key, model_hash),
         )
 
-    def confirm(self, state_tag: bytes) -> bytes:
-        """Step 6: return the signed RoundResult with the tag of the model state after the round."""
-        self._require(_Step.OPENED, "confirm")
-        return self._signed(
-            RoundResult, cohort_hash=self._cohort, roster_hash=self._roster_hash, state_tag=state_tag
+    def finish(self, round_index: int, attempt: int) -> None:
+        """Close an attempt: no later message of it is answered. Call it when the new state is durable.
+
+        Raises:
+            StaleRound: A later attempt was entered.
+        """
+        if (round_index, attempt) < self.entered:
+            raise StaleRound(f"round {round_index} attempt {attempt} is over: {self.entered} was entered")
+        used = self._used()
+        for name, number in self._caught_up.items():
+            used[name] = max(number, used.get(name, 0))
+        closed = Attempt(
+            epoch=self._epoch.number,
+            round=round_index,
+            attempt=attempt,
+            cohort_hash=bytes(HASH_BYTES),
+            model_hash=bytes(HASH_BYTES),
+            transcript=bytes(HASH_BYTES),
+            packages={},
+            shares={},
+            used=used,
+            closed=True,
         )
+        save_attempt(self._store, closed)
+        self._attempt, self._own, self._view, self._caught_up = closed, None, None, {}
+        for key in (UPLOAD, LOCK):
+            self._store.delete(key)
+        self._drop_spent_packages()
+
+    def abort(self, round_index: int, attempt: int) -> bytes:
+        """Return the signed Abort for the coordinator: the same bytes whatever went wrong."""
+        body = Abort(
+            session=self._epoch.roster.session_id,
+            study=self._epoch.roster.study_id,
+            epoch=self._epoch.number,
+            sender=self._epoch.participant,
+            round=round_index,
+            attempt=attempt,
+        )
+        return sign_message(self._identity, body)

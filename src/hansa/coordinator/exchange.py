@@ -1,0 +1,116 @@
+"""One exchange with members over Flower's grid: ask some, wait, take what came in the form that was asked for."""
+
+import time
+from collections.abc import Iterable, Mapping
+
+from flwr.app import ConfigRecord, ConfigRecordValues, Message, RecordDict
+from flwr.serverapp import Grid
+
+from hansa.errors import Error, MalformedMessage, ParticipantLost
+
+Reply = dict[str, ConfigRecordValues]
+_PULL_SECONDS = 0.002
+_LISTS, _CLOSED = ("packages", "shares"), "closed"  # all other fields are one signed message
+
+
+class Exchange:
+    """Asks members and collects their answers.
+
+    Args:
+        grid: Flower's way to the nodes.
+        nodes: Node id of each member.
+        deadline_seconds: Longest wait for the answers of one exchange.
+    """
+
+    def __init__(self, grid: Grid, nodes: Mapping[str, int], deadline_seconds: float) -> None:
+        self._grid, self._nodes, self._deadline_seconds = grid, dict(nodes), deadline_seconds
+
+    def ask(
+        self, kind: str, requests: Mapping[str, Reply], expected: Iterable[str]
+    ) -> tuple[dict[str, Reply], dict[str, Error]]:
+        """Ask each member its own request.
+
+        Args:
+            kind: Flower message type.
+            requests: Request of each member that is asked.
+            expected: Exactly the fields of a good answer.
+
+        Returns:
+            The good answers by member, and for every other member why it counts as lost.
+        """
+        fields = frozenset(expected)
+        members = sorted(requests)
+        messages = [
+            Message(
+                RecordDict({"request": ConfigRecord(requests[member])}),
+                dst_node_id=self._nodes[member],
+                message_type=kind,
+                ttl=self._deadline_seconds,
+                group_id=str(requests[member]["round"]),
+            )
+            for member in members
+        ]
+        pending = dict(zip(self._grid.push_messages(messages), members, strict=True))
+        answers: dict[str, Reply] = {}
+        lost: dict[str, Error] = {}
+        deadline = time.monotonic() + self._deadline_seconds
+        while pending and time.monotonic() <= deadline:
+            for reply in self._grid.pull_messages(list(pending)):
+                # The sender is the node that the grid took this answer from; what the reply says of its sender is not
+                # looked at.
+                member = pending.pop(reply.metadata.reply_to_message_id, None)
+                if member is None:
+                    raise MalformedMessage(f"the grid gave an answer to {kind} that was not asked for")
+                try:
+                    answers[member] = _answer(reply, member, fields)
+                except (ParticipantLost, MalformedMessage) as error:
+                    lost[member] = error
+            if pending:
+                time.sleep(_PULL_SECONDS)
+        for member in pending.values():
+            lost[member] = ParticipantLost(
+                f"no answer to {kind} within {self._deadline_seconds:g} s from {member}"
+            )
+        return answers, lost
+
+
+def _answer(reply: Message, member: str, fields: frozenset[str]) -> Reply:
+    """Take exactly the expected fields out of a reply."""
+    if reply.has_error():
+        raise ParticipantLost(f"{member} failed with Flower error {reply.error.code}")
+    record = reply.content.config_records.get("reply")
+    if record is None:
+        raise MalformedMessage(f"the reply of {member} holds no record 'reply'")
+    if "error" in record:
+        raise ParticipantLost(f"{member} refused: {str(record['error'])[:64]}")
+    if set(record) != fields:
+        raise MalformedMessage(f"the reply of {member} does not hold {', '.join(sorted(fields))} alone")
+    wrong = [field for field in sorted(fields) if not _is_well_formed(field, record[field])]
+    if wrong:
+        raise MalformedMessage(f"{', '.join(wrong)} in the reply of {member} is not of its type")
+    return dict(record)
+
+
+def _is_well_formed(field: str, value: ConfigRecordValues) -> bool:
+    if field in _LISTS:
+        return isinstance(value, list) and all(isinstance(item, bytes) for item in value)
+    return value is True if field == _CLOSED else isinstance(value, bytes)
+
+
+def one(reply: Reply, field: str) -> bytes:
+    """Take a signed message out of a reply, or raise MalformedMessage."""
+    value = reply[field]
+    if not isinstance(value, bytes):
+        raise MalformedMessage(f"{field} of a reply is not bytes")
+    return value
+
+
+def several(reply: Reply, field: str) -> list[bytes]:
+    """Take a list of byte strings out of a reply, or raise MalformedMessage."""
+    value = reply[field]
+    if not isinstance(value, list):
+        raise MalformedMessage(f"{field} of a reply is not a list")
+    found = [item for item in value if isinstance(item, bytes)]
+    if len(found) != len(value):
+        raise MalformedMessage(f"{field} of a reply holds something that is not bytes")
+    return found

@@ -1,0 +1,205 @@
+"""From an aggregate and the released shares to the sum of the updates (step R5).
+
+5.1 every release: signed, for this cohort and roster, one a member, opens under the group key
+5.2 every share against the hash in its dealer's package; a wrong one is left out and its holder named
+5.3 T good shares for each member of the cohort; the secret they give against the dealer's commitment
+5.4 decrypt, take the masks off, check the tag, check ranges
+"""
+
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from numpy.typing import NDArray
+
+from hansa.errors import (
+    CohortMismatch,
+    DuplicateMessage,
+    GroupSealInvalid,
+    NotEnoughShares,
+    RosterEquivocation,
+    RosterNotSubset,
+    ShareCommitmentMismatch,
+)
+from hansa.secure_agg.attempt import Attempt, RosterView
+from hansa.secure_agg.cohort import open_each, transcript_link, verify_round
+from hansa.secure_agg.epoch import Epoch
+from hansa.secure_agg.masks import net_mask, pair_seed, pair_sign, self_seed
+from hansa.secure_agg.messages import Package, Release
+from hansa.secure_agg.packages import is_mask_share, is_seed_share, mask_public, seed_commitment
+from hansa.secure_agg.packing import unpack_sum
+from hansa.secure_agg.parameters import PLAIN_MODULUS
+from hansa.secure_agg.sealing import release_key, unseal
+from hansa.secure_agg.shamir import FIELD_PRIME, SHARE_BYTES, combine
+from hansa.secure_agg.tag import SumTag
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Opened:
+    """The result of a round.
+
+    Attributes:
+        total: (m,) int64, sum of the levels of the roster.
+        contributors: Ids of the roster, sorted: whose updates are in the sum.
+        transcript: Next link of the transcript, 32 bytes.
+        roster_hash: 32 bytes.
+        faulty_holders: Members that released a share other than the one dealt to them.
+    """
+
+    total: NDArray[np.int64] = field(repr=False)
+    contributors: tuple[str, ...]
+    transcript: bytes
+    roster_hash: bytes
+    faulty_holders: tuple[str, ...] = ()
+
+
+def open_sum(
+    epoch: Epoch,
+    attempt: Attempt,
+    view: RosterView,
+    count: int,
+    mask: NDArray[np.uint64] | None,
+    faulty_holders: tuple[str, ...] = (),
+) -> Opened:
+    """Step 5.4: decrypt an aggregate, take a mask off, check tag and ranges.
+
+    Raises:
+        MalformedCiphertext: The aggregate cannot be decrypted.
+        AggregateTagMismatch: It is not the sum of the roster's uploads.
+        AggregateRangeViolation: A member uploaded levels out of bounds.
+
+    Guarantees:
+        - The total is the sum of the levels that the roster uploaded, integer for integer.
+    """
+    slots = np.concatenate([epoch.he_key.decrypt(ciphertext) for ciphertext in view.aggregate])
+    if mask is not None:
+        slots = (slots + (np.uint64(PLAIN_MODULUS) - mask)) % np.uint64(PLAIN_MODULUS)
+    data = SumTag(epoch.group_key, attempt.cohort_hash).verify(slots, len(view.headers))
+    total = unpack_sum(data, epoch.terms.layout, count, len(view.headers))
+    link = transcript_link(epoch.group_key, attempt.transcript, view.roster_hash, view.aggregate_hash, total)
+    return Opened(
+        total=total,
+        contributors=tuple(view.headers),
+        transcript=link,
+        roster_hash=view.roster_hash,
+        faulty_holders=faulty_holders,
+    )
+
+
+def unmask(epoch: Epoch, attempt: Attempt, view: RosterView, count: int, releases: Sequence[bytes]) -> Opened:
+    """Step R5: recover the masks of a roster and open its sum.
+
+    Args:
+        epoch: The running epoch.
+        attempt: The attempt.
+        view: The roster, checked by `view_roster`.
+        count: Entries of an update.
+        releases: Signed Release of at least T members of the roster; untrusted.
+
+    Raises:
+        MalformedMessage, UnknownSender, BadSignature, WrongSession, WrongEpoch, StaleRound, StateRollback: See
+            `messages.open_signed` and `cohort.verify_round`.
+        DuplicateMessage: Two releases of one member.
+        CohortMismatch, RosterEquivocation: A release for another cohort, or for another roster or aggregate.
+        RosterNotSubset: A release of a member outside the roster.
+        GroupSealInvalid: A release does not open under the group key.
+        NotEnoughShares: Fewer than T releases, or fewer than T good shares of a secret.
+        ShareCommitmentMismatch: A member dealt shares that do not give the secret it committed to.
+        MalformedCiphertext, AggregateTagMismatch, AggregateRangeViolation: See `open_sum`.
+    """
+    packages = attempt.opened_packages()
+    # 5.1
+    released = _open_releases(epoch, attempt, view, releases)
+    # 5.2
+    good, faulty = _sort_shares(epoch, packages, view, released)
+    # 5.3
+    secrets = {name: _recover(epoch, packages[name], good[name], name in view.headers) for name in packages}
+    mask = net_mask(
+        _residual_seeds(attempt, packages, view, secrets),
+        epoch.terms.layout.ciphertexts_for(count) * 4096,
+    )
+    # 5.4
+    return open_sum(epoch, attempt, view, count, mask, faulty)
+
+
+def _open_releases(
+    epoch: Epoch, attempt: Attempt, view: RosterView, releases: Sequence[bytes]
+) -> dict[str, bytes]:
+    opened: dict[str, bytes] = {}
+    found = open_each(releases, Release, epoch.roster, epoch.number, DuplicateMessage)
+    for name, (body, _) in found.items():
+        verify_round(body, attempt.round, attempt.attempt)
+        if not hmac.compare_digest(body.cohort_hash, attempt.cohort_hash):
+            raise CohortMismatch(f"the release of {name!r} is for another cohort")
+        if not hmac.compare_digest(body.roster_hash, view.roster_hash):
+            raise RosterEquivocation(f"the release of {name!r} is for another roster or aggregate")
+        if name not in view.headers:
+            raise RosterNotSubset(f"a release of {name!r}, who is not in the roster")
+        key = release_key(epoch.group_key, view.roster_hash, name)
+        shares = unseal(key, body.sealed_shares, attempt.cohort_hash)
+        if shares is None or len(shares) != SHARE_BYTES * len(attempt.cohort):
+            raise GroupSealInvalid(f"the shares released by {name!r} do not open")
+        opened[name] = shares
+    if len(opened) < epoch.terms.threshold:
+        raise NotEnoughShares(f"{len(opened)} releases are fewer than the threshold {epoch.terms.threshold}")
+    return opened
+
+
+def _sort_shares(
+    epoch: Epoch, packages: Mapping[str, Package], view: RosterView, released: Mapping[str, bytes]
+) -> tuple[dict[str, dict[int, bytes]], tuple[str, ...]]:
+    good: dict[str, dict[int, bytes]] = {name: {} for name in packages}
+    faulty = set()
+    for holder, shares in released.items():
+        index = epoch.index(holder)
+        for place, dealer in enumerate(sorted(packages)):
+            share = shares[SHARE_BYTES * place : SHARE_BYTES * (place + 1)]
+            matches = is_seed_share if dealer in view.headers else is_mask_share
+            if matches(packages[dealer], index, share):
+                good[dealer][index] = share
+            else:
+                faulty.add(holder)
+    return good, tuple(sorted(faulty))
+
+
+def _recover(epoch: Epoch, package: Package, shares: Mapping[int, bytes], uploaded: bool) -> bytes:
+    threshold = epoch.terms.threshold
+    if len(shares) < threshold:
+        raise NotEnoughShares(
+            f"{len(shares)} good shares of {package.sender!r} are fewer than the threshold {threshold}"
+        )
+    # A share that its dealer committed to but that is no field element is the dealer's fault as well.
+    sound = all(int.from_bytes(share, "little") < FIELD_PRIME for share in shares.values())
+    secret = combine(shares, threshold) if sound else b""
+    found = seed_commitment(package.package_id, secret) if uploaded else secret and mask_public(secret)
+    expected = package.seed_commitment if uploaded else package.mask_key
+    if not sound or not hmac.compare_digest(found, expected):
+        raise ShareCommitmentMismatch(
+            f"the shares that {package.sender!r} dealt do not give the secret that it committed to"
+        )
+    return secret
+
+
+def _residual_seeds(
+    attempt: Attempt, packages: Mapping[str, Package], view: RosterView, secrets: Mapping[str, bytes]
+) -> list[tuple[int, bytes]]:
+    """Return sign and seed of every mask that is left in the aggregate."""
+    at = {"round_index": attempt.round, "attempt": attempt.attempt}
+    seeds = [
+        (1, self_seed(secrets[name], attempt.cohort_hash, participant=name, **at)) for name in view.headers
+    ]
+    for gone in sorted(set(packages) - set(view.headers)):
+        private = X25519PrivateKey.from_private_bytes(secrets[gone])
+        for name in view.headers:
+            seed = pair_seed(
+                private,
+                packages[name].mask_key,
+                attempt.cohort_hash,
+                participant=gone,
+                peer=name,
+                **at,
+            )
+            seeds.append((pair_sign(name, gone), seed))
+    return seeds
