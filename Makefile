@@ -34,8 +34,9 @@ test-all: $(STAMP)  ## every test
 demo: $(STAMP)  ## fifteen banks fine-tune one model together (about two minutes)
 	$(BIN)/hansa demo bank
 
-bench: $(STAMP)  ## the utility table: bank example, 15 banks, epsilon 8, three seeds
+bench: $(STAMP)  ## utility (15 banks, epsilon 8, three seeds) and secure aggregation (quick) beside their peers
 	$(BIN)/python benchmarks/bank_utility.py
+	$(BIN)/python benchmarks/secure_agg.py --quick
 
 clean:  ## remove everything that make made
 	rm -rf $(VENV) build dist hansa-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

