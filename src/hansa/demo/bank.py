@@ -39,8 +39,9 @@ from hansa.study import Study
 PRETRAINING = PretrainingConfig(steps=150)
 EVALUATE_EVERY = 3
 SETTINGS_ORIGIN = (
-    "Clip norm, rounds, rates and shares were chosen on another public table (UCI Adult, label skew over 15 parties, seeds 0 and 1)"
-    " before this table's private or test rows were scored with them."
+    "Learning rate, sample rate, shares and what moves in every round were chosen on another public table (UCI Adult, label skew"
+    " over 15 parties, two splits); clip norm and rounds started from trials on SUPPORT2 and, for a few points, on another split"
+    " of this table. The scores shown here had no part in any choice."
 )
 DATA_SOURCE = (
     "UCI 'default of credit card clients' (I-Cheng Yeh, 2016, doi 10.24432/C55S3H), 30,000 rows, CC BY 4.0."
