@@ -9,7 +9,6 @@ This module also gives the *evaluator's view* that only a demonstration has: it 
 """
 
 import os
-import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +29,7 @@ from hansa.coordinator.rounds import RoundSummary
 from hansa.errors import DuplicateMember, Error, ModelDivergence, ParticipantLost
 from hansa.local_dropouts import Dropouts
 from hansa.local_grid import RUN_ID, LocalGrid, Tap, from_bytes, to_bytes
-from hansa.local_host import Host, Parent, Service, error_of, error_values, peak_memory_bytes
+from hansa.local_host import Host, Parent, Service, error_of, error_values, peak_memory_bytes, peak_memory_of
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
 from hansa.participant.app import make_client_app
@@ -113,6 +112,7 @@ class LocalConsortium:
         self._directory: Path | None = None
         self._hosts: list[Host] = []
         self._service: AggregationService | None = None
+        self._checker_peak_bytes = 0
         self._errors: list[Error] = []  # of participants and workers, in the order in which they happened
         if len({member.name for member in members}) != len(members):
             raise DuplicateMember("two members of the consortium have one name")
@@ -184,6 +184,7 @@ class LocalConsortium:
             raise
         finally:
             grid.close()
+            self._checker_peak_bytes = peak_memory_of(checker.process_id)
             checker.close()
 
     @property
@@ -226,12 +227,8 @@ class LocalConsortium:
 
     def peak_memory_bytes(self) -> int:
         """Sum of the largest resident memories of all processes; pages that they share count for each."""
-        checker = (
-            resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-        )  # the one child that has ended by then
-        return (
-            checker + peak_memory_bytes() + sum(int(host.call("peak_memory_bytes")) for host in self._hosts)
-        )
+        workers = sum(int(host.call("peak_memory_bytes")) for host in self._hosts)
+        return peak_memory_bytes() + self._checker_peak_bytes + workers
 
     # -- inside ------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import cbor2
@@ -95,6 +96,15 @@ class Host:
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+
+
+def peak_memory_of(process_id: int | None) -> int:
+    """Largest resident memory of another process since it began its program; 0 if it is gone."""
+    try:
+        status = Path(f"/proc/{process_id}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
 
 
 def peak_memory_bytes() -> int:

@@ -265,3 +265,17 @@ time.sleep(600)
         assert all(alive(process_id) for process_id in ids)
         parent.kill()
     assert all(gone(process_id) for process_id in ids)
+
+
+def test_the_peak_memory_of_another_process_is_its_own_and_zero_once_it_is_gone():
+    from hansa.local_host import peak_memory_of
+
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        time.sleep(0.5)
+        peak = peak_memory_of(process.pid)
+    finally:
+        process.communicate(b"\n")
+    assert 2**20 < peak < 200 * 2**20
+    assert peak_memory_of(process.pid) == 0
+    assert peak_memory_of(None) == 0
