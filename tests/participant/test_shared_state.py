@@ -11,6 +11,7 @@ import torch
 
 from hansa import labels
 from hansa.participant.shared_state import FIRST_TRANSCRIPT, SharedState, learning_rate
+from hansa.secure_agg.cohort import state_tag
 from hansa.study import Study
 
 Makes = Callable[..., Study]
@@ -139,14 +140,17 @@ def test_without_the_group_key_the_tag_tells_whether_two_states_are_equal_and_no
 ) -> None:
     state, twin, other = applied(study_with), applied(study_with), applied(study_with)
     other.values[0] = np.nextafter(other.values[0], 1.0)
-    assert state.tag(STUDY_ID, KEY) == twin.tag(STUDY_ID, KEY)
-    assert state.tag(STUDY_ID, KEY) != other.tag(STUDY_ID, KEY)
-    assert state.tag(STUDY_ID, KEY) != state.tag(STUDY_ID, b"K" * 32)
-    assert state.tag(STUDY_ID, KEY) != state.tag(OTHER_ID, KEY)
-    assert state.digest(STUDY_ID) not in (state.tag(STUDY_ID, KEY), state.tag(STUDY_ID, bytes(32)))
+    assert state_tag(KEY, state.digest(STUDY_ID)) == state_tag(KEY, twin.digest(STUDY_ID))
+    assert state_tag(KEY, state.digest(STUDY_ID)) != state_tag(KEY, other.digest(STUDY_ID))
+    assert state_tag(KEY, state.digest(STUDY_ID)) != state_tag(b"K" * 32, state.digest(STUDY_ID))
+    assert state_tag(KEY, state.digest(STUDY_ID)) != state_tag(KEY, state.digest(OTHER_ID))
+    assert state.digest(STUDY_ID) not in (
+        state_tag(KEY, state.digest(STUDY_ID)),
+        state_tag(bytes(32), state.digest(STUDY_ID)),
+    )
     # HMAC-SHA256 as a PRF, over the labelled digest
     message = labels.STATE_TAG + state.digest(STUDY_ID)
-    assert state.tag(STUDY_ID, KEY) == hmac.new(KEY, message, hashlib.sha256).digest()
+    assert state_tag(KEY, state.digest(STUDY_ID)) == hmac.new(KEY, message, hashlib.sha256).digest()
 
 
 def test_the_learning_rate_is_constant_or_falls_linearly_to_a_tenth(study_with: Makes) -> None:

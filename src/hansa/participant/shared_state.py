@@ -8,7 +8,6 @@ The state is the participants' secret. The coordinator sees a keyed tag of its h
 """
 
 import hashlib
-import hmac
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,14 +96,6 @@ class SharedState:
             digest.update(len(vector).to_bytes(8, "big"))
             digest.update(vector.astype("<f8").tobytes())
         return digest.digest()
-
-    def tag(self, study_id: str, group_key: bytes) -> bytes:
-        """Make the tag of the state that the coordinator may see, 32 bytes.
-
-        Guarantees:
-            - Without the group key the tag tells whether two states are equal and nothing else (HMAC-SHA256 as a PRF).
-        """
-        return hmac.digest(group_key, labels.STATE_TAG + self.digest(study_id), "sha256")
 
 
 def learning_rate(study: Study, applied_rounds: int) -> float:

@@ -123,5 +123,9 @@ def transcript_link(
 
 
 def state_tag(group_key: bytes, model_hash: bytes) -> bytes:
-    """Return the tag of a model state that the coordinator may see: it shows equality and nothing else."""
+    """Return the tag of a model state that the coordinator may see, 32 bytes.
+
+    Guarantees:
+        - Without the group key the tag tells whether two states are equal and nothing else (HMAC-SHA256 as a PRF).
+    """
     return hmac.digest(group_key, labels.STATE_TAG + model_hash, "sha256")
