@@ -259,15 +259,16 @@ class LocalConsortium:
         identities = {m.name: self._host(m.name).call("enrol", m.name) for m in self._members}
         session_id, members = os.urandom(16), sorted(identities.items())
         roster = _roster(self._study, session_id, members)
-        self._pinned = (session_id, [list(member) for member in members])
+        self._pinned = pinned = (session_id, [list(member) for member in members])
         for member in self._members:
-            self._host(member.name).call("install", member.name, *self._pinned)
+            self._host(member.name).call("install", member.name, *pinned)
         return roster
 
     def _restart(self, name: str) -> None:
         """Make a member anew from what is on its disk, as if its process had ended and begun again."""
-        if self._pinned is not None:
-            self._host(name).call("restart", name, *self._pinned)
+        pinned = self._pinned
+        if pinned is not None:
+            self._host(name).call("restart", name, *pinned)
 
     def _replace(self, worker: int) -> None:
         """Start a worker anew in place of one that died, with its members as their stores have them."""
