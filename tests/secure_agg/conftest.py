@@ -118,6 +118,11 @@ class House:
     def begin(self, number: int = 1, attempt: int = 0, cohort: list[str] | None = None) -> Round:
         cohort = cohort or self.names
         self.post(cohort)
+        return self.begin_with_posted(number, attempt, cohort)
+
+    def begin_with_posted(self, number: int, attempt: int, cohort: list[str] | None = None) -> Round:
+        """Begin an attempt with the packages that are on the board."""
+        cohort = cohort or self.names
         packages, shares = self.board.take(cohort)
         aggregator = RoundAggregator(
             roster=self.roster,
