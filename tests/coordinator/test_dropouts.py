@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-import hansa.participant.node as node_module
+import hansa.participant.local_update as node_module
 from hansa import errors
 from hansa.local_grid import from_bytes, to_bytes
 from hansa.participant.node import ParticipantNode
@@ -62,7 +62,7 @@ def noted(monkeypatch):
 def assert_exact(house, noted, summaries, trained):
     """Every member opened, in every round, the sum of exactly the contributors, integer for integer."""
     levels, opened = noted
-    by_member = {name: iter(levels.get(id(node._random), [])) for name, node in house.nodes.items()}
+    by_member = {name: iter(levels.get(id(node.updates._random), [])) for name, node in house.nodes.items()}
     assert sorted(opened) == [(number, name) for number in (1, 2) for name in house.names]
     for summary in summaries:
         went_in = {name: next(by_member[name]) for name in trained[summary.round]}

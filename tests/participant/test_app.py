@@ -86,7 +86,7 @@ def test_evaluation_is_refused_whatever_is_asked(house):
         reply = house.send("bank-1", "evaluate", content)
         assert dict(reply.content.config_records["reply"]) == {"error": "release_not_agreed"}
     assert [type(error) for error in house.errors["bank-1"]] == [errors.ReleaseNotAgreed] * 3
-    assert "evaluate" not in house.nodes["bank-1"].seconds
+    assert "evaluate" not in house.nodes["bank-1"].step_seconds()
 
 
 def test_a_failure_leaves_as_its_code_alone(houses, tiny_study):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import hansa.participant.node as node_module
+import hansa.participant.local_update as node_module
 from hansa import errors
 from hansa.participant.shared_state import SharedState
 from hansa.privacy.noise import SecretRandom

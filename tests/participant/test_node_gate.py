@@ -3,7 +3,7 @@
 import pytest
 
 from hansa import errors
-from hansa.participant import node as node_module
+from hansa.participant import local_update
 from hansa.participant.node_state import load_update
 from hansa.participant.policy import REQUIRED_LAYERS, Policy
 from hansa.privacy.accounting import epsilon_of
@@ -97,7 +97,7 @@ def test_a_policy_that_changes_after_the_epoch_was_entered_refuses_the_next_roun
     house.begin()
     node = house.nodes["bank-1"]
     node._policy = refusing(tiny_study, studies=frozenset())
-    node._trainer = tiny.Untouchable()
+    node.updates._trainer = tiny.Untouchable()
     with pytest.raises(errors.UnknownStudy):
         node.train(1, 0, house.packages, house.shares["bank-1"])
     untouched(house, "bank-1")
@@ -182,7 +182,7 @@ def test_another_attempt_sends_the_same_update_and_spends_nothing(house, tiny_st
     house.train(1, 0)
     node, sent = house.nodes["bank-1"], list(house.wires["bank-1"].sent)
     kept = load_update(house.stores["bank-1"])
-    node._trainer = tiny.Untouchable()
+    node.updates._trainer = tiny.Untouchable()
     house.close(1, 1)
     assert tiny.kinds(house.ledgers["bank-1"]) == ["reserve", "commit"]
     assert node.budget.epsilon() == cost(node, tiny_study, steps=1)
@@ -198,7 +198,7 @@ def test_an_update_that_was_not_kept_stays_spent(house, tiny_study, tiny, monkey
         raise OSError("no space left")
 
     with monkeypatch.context() as patched:
-        patched.setattr(node_module, "save_update", fail)
+        patched.setattr(local_update, "save_update", fail)
         with pytest.raises(OSError, match="no space"):
             house.train(1, 0)
     assert not house.wires["bank-1"].sent

@@ -14,15 +14,11 @@ what it had made, and trains, noises and charges nothing twice.
 What leaves: signed protocol messages, sealed shares, ciphertexts, error codes. Nothing else.
 """
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 from hansa.errors import (
     DuplicateMessage,
@@ -34,23 +30,18 @@ from hansa.errors import (
 )
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
+from hansa.participant.local_update import Clock, LocalUpdates
 from hansa.participant.membership import Membership
 from hansa.participant.node_state import (
-    TrainedUpdate,
-    drop_update,
     load_state,
-    load_update,
     save_state,
-    save_update,
 )
 from hansa.participant.policy import Policy
 from hansa.participant.shared_state import SharedState
-from hansa.participant.trainer import Rows, Trainer, update_bound
-from hansa.privacy.accounting import calibrate
-from hansa.privacy.budget import Budget, Spending
+from hansa.participant.trainer import Rows
+from hansa.privacy.budget import Budget
 from hansa.privacy.noise import SecretRandom
 from hansa.secure_agg.attempt import verify_results
-from hansa.secure_agg.codec import dequantise_sum, kept_entries, quantise, select_support
 from hansa.secure_agg.identity import Identity, Roster
 from hansa.secure_agg.parameters import Terms
 from hansa.secure_agg.participant import RoundMachine
@@ -115,23 +106,19 @@ class ParticipantNode:
     ) -> None:
         self.name, self._study, self._policy = name, study, policy
         self._roster, self._store, self._aggregator = roster, store, aggregator
-        self._random = SecretRandom() if random is None else random
-        privacy, training = study.privacy, study.training
-        self._terms = terms_of(study)
-        self._kept = kept_entries(layout.size, study.compression.kept_share, self._terms.layout)
-        self.noise_multiplier = calibrate(
-            epsilon=privacy.epsilon,
-            delta=privacy.delta,
-            sample_rate=privacy.sample_rate,
-            steps=training.rounds * training.local_steps,
-        )
-        self._bound = update_bound(study, self.noise_multiplier)
-        self._always = layout.positions(study.compression.always)
-        self._trainer = Trainer(
-            study, model, layout, rows, noise_multiplier=self.noise_multiplier, random=self._random
-        )
-        self.budget = Budget(
-            state_directory / "ledger.jsonl", epsilon_limit=policy.epsilon_limit, delta=privacy.delta
+        random = SecretRandom() if random is None else random
+        self._terms, self._clock = terms_of(study), Clock()
+        self.updates = LocalUpdates(
+            study=study,
+            model=model,
+            layout=layout,
+            packing=self._terms.layout,
+            rows=rows,
+            ledger=state_directory / "ledger.jsonl",
+            epsilon_limit=policy.epsilon_limit,
+            store=store,
+            random=random,
+            clock=self._clock,
         )
         self.membership = Membership(
             participant=name,
@@ -139,11 +126,9 @@ class ParticipantNode:
             roster=roster,
             terms=self._terms,
             store=store,
-            random_bytes=self._random.bytes,
+            random_bytes=random.bytes,
         )
         self.state, self._progress = load_state(store, SharedState(values=layout.gather(model)))
-        # Local only: durations tell about the number of records, faults about the other members.
-        self.seconds: dict[str, float] = {}
         self.faulty_holders: set[str] = set()
         self._recover()
 
@@ -153,14 +138,7 @@ class ParticipantNode:
             machine = self.membership.entered[1]
             if machine.running and machine.entered[0] <= self.state.round:
                 machine.finish(*machine.entered)
-        self._settle()
-
-    def _settle(self) -> None:
-        """Commit what an applied round had reserved, and forget its update."""
-        update = load_update(self._store)
-        if update is not None and update.spending.round <= self.state.round:
-            self.budget.commit(update.spending)
-            drop_update(self._store)
+        self.updates.settle(self.state.round)
 
     # -- 0 the epoch -------------------------------------------------------------------------------------
 
@@ -222,31 +200,17 @@ class ParticipantNode:
             transcript=self.state.transcript,
         )
         # 1.2 to 1.4 the update, once for a model state
-        levels = self._levels(round_index, attempt)
+        levels = self.updates.levels(self.state, round_index, attempt, self._group_key())
         # 1.5 mask and encrypt
-        header, ciphertexts = self._timed("mask and encrypt", lambda: machine.protect(levels))
+        header, ciphertexts = self._clock.timed("mask and encrypt", lambda: machine.protect(levels))
         # 1.6 upload
         return self._send(round_index, attempt, header, ciphertexts)
 
-    def _levels(self, round_index: int, attempt: int) -> NDArray[np.int64]:
-        """Give the update of the round: as it was kept, or reserved, trained, quantised and kept now."""
-        kept = load_update(self._store, self._model_hash())
-        if kept is not None:
-            return kept.levels
-        # 1.2 budget
-        spending = self._reserve(round_index, attempt)
-        # 1.3 private training on the support
-        support = self._timed("select the support", lambda: self._support(round_index))
-        update = self._timed("train", lambda: self._trainer.update(self.state.values, support))
-        # 1.4 compress; kept before it is masked for the first time
-        levels = quantise(update, self._bound, self._study.compression.bits, self._random.uniform)
-        trained = TrainedUpdate(model_hash=self._model_hash(), levels=levels, spending=spending)
-        self._timed("keep the update", lambda: save_update(self._store, trained))
-        return levels
-
     def _send(self, round_index: int, attempt: int, header: bytes, ciphertexts: list[bytes]) -> bytes:
         with suppress(DuplicateMessage):  # it had arrived, and the answer was lost
-            self._timed("upload", lambda: self._aggregator.upload(round_index, attempt, header, ciphertexts))
+            self._clock.timed(
+                "upload", lambda: self._aggregator.upload(round_index, attempt, header, ciphertexts)
+            )
         return header
 
     def answer(self, round_index: int, attempt: int) -> bytes:
@@ -254,8 +218,10 @@ class ParticipantNode:
         return self._answer(self._running(round_index, attempt), round_index, attempt)
 
     def _answer(self, machine: RoundMachine, round_index: int, attempt: int) -> bytes:
-        headers, aggregate = self._timed("download", lambda: self._aggregator.download(round_index, attempt))
-        return self._timed("answer", lambda: machine.answer(headers, aggregate))
+        headers, aggregate = self._clock.timed(
+            "download", lambda: self._aggregator.download(round_index, attempt)
+        )
+        return self._clock.timed("answer", lambda: machine.answer(headers, aggregate))
 
     def consents(self, round_index: int, attempt: int, consents: Sequence[bytes]) -> bytes:
         """Step 2.1: return a Release for a smaller roster that T members consented to."""
@@ -268,7 +234,7 @@ class ParticipantNode:
             The signed confirmation of the new state, and the unused round-key packages.
         """
         machine = self._answered(round_index, attempt)
-        opened = self._timed("unmask and decrypt", lambda: machine.unmask(releases))
+        opened = self._clock.timed("unmask and decrypt", lambda: machine.unmask(releases))
         return self._applied(machine, round_index, attempt, opened)
 
     def void(self, round_index: int, attempt: int) -> bytes:
@@ -302,8 +268,10 @@ class ParticipantNode:
     def open(self, round_index: int, attempt: int) -> tuple[bytes, Packages]:
         """Steps 2 and 3 in strict mode: open the sum of the whole roster and apply it."""
         machine = self._running(round_index, attempt)
-        headers, aggregate = self._timed("download", lambda: self._aggregator.download(round_index, attempt))
-        opened = self._timed("unmask and decrypt", lambda: machine.open(headers, aggregate))
+        headers, aggregate = self._clock.timed(
+            "download", lambda: self._aggregator.download(round_index, attempt)
+        )
+        opened = self._clock.timed("unmask and decrypt", lambda: machine.open(headers, aggregate))
         return self._applied(machine, round_index, attempt, opened)
 
     def close(self, round_index: int, attempt: int, results: Sequence[bytes]) -> None:
@@ -360,7 +328,7 @@ class ParticipantNode:
             headers,
             aggregate,
             releases,
-            count=self._kept,
+            count=self.updates.kept,
             model_hash=self._model_hash(),
             transcript=self.state.transcript,
         )
@@ -384,7 +352,7 @@ class ParticipantNode:
     def _applied(
         self, machine: RoundMachine, round_index: int, attempt: int, opened: Opened
     ) -> tuple[bytes, Packages]:
-        self._timed("apply", lambda: self._apply(round_index, opened))
+        self._clock.timed("apply", lambda: self._apply(round_index, opened))
         result = machine.confirm(opened, self._model_hash())
         self._progress = replace(
             self._progress,
@@ -392,31 +360,19 @@ class ParticipantNode:
             roster_hash=opened.roster_hash,
             awaits_close=(round_index, attempt),
         )
-        self._timed("keep the state", lambda: self._keep(machine, round_index, attempt))
+        self._clock.timed("keep the state", lambda: self._keep(machine, round_index, attempt))
         return result, machine.packages()
 
     def _apply(self, round_index: int, opened: Opened) -> None:
         """Take the optimizer step, in memory."""
-        contributors = len(opened.contributors)
         self.faulty_holders.update(opened.faulty_holders)
-        mean = dequantise_sum(opened.total, self._bound, self._study.compression.bits, contributors)
-        self.state.apply(self._support(round_index), mean, self._study, opened.transcript)
+        self.updates.apply(self.state, round_index, opened, self._group_key())
 
     def _keep(self, machine: RoundMachine, round_index: int, attempt: int) -> None:
         """Make the new state durable, then close the round: attempt, ledger, update. See `_recover`."""
         save_state(self._store, self.state, self._progress)
         machine.finish(round_index, attempt)
-        self._settle()
-
-    def _support(self, round_index: int) -> NDArray[np.int64]:
-        return select_support(
-            self.state.scores(self._always),
-            self._kept,
-            self._study.compression.explore_share,
-            group_key=self.membership.entered[0].group_key,
-            transcript=self.state.transcript,
-            round_index=round_index,
-        )
+        self.updates.settle(self.state.round)
 
     def _verify_next(self, round_index: int) -> None:
         expected = self.state.round + 1
@@ -449,30 +405,25 @@ class ParticipantNode:
             self._answer(machine, round_index, attempt)
         return machine
 
-    def _reserve(self, round_index: int, attempt: int) -> Spending:
-        spending = Spending(
-            study=self._study.id,
-            round=round_index,
-            attempt=attempt,
-            noise_multiplier=self.noise_multiplier,
-            sample_rate=self._study.privacy.sample_rate,
-            steps=self._study.training.local_steps,
-        )
-        self._timed("reserve the budget", lambda: self.budget.reserve(spending))
-        return spending
-
     def _model_hash(self) -> bytes:
         return self.state.digest(self._study.id)
 
-    def _timed(self, step: str, action: Callable[[], T]) -> T:
-        started = time.perf_counter()
-        result = action()
-        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - started
-        return result
+    def _group_key(self) -> bytes:
+        return self.membership.entered[0].group_key
+
+    @property
+    def budget(self) -> Budget:
+        """The privacy budget of this participant's data set."""
+        return self.updates.budget
+
+    @property
+    def noise_multiplier(self) -> float:
+        """σ of this study."""
+        return self.updates.noise_multiplier
 
     def step_seconds(self) -> Mapping[str, float]:
-        """Wall seconds spent in each step so far; for the owner only."""
-        return dict(self.seconds)
+        """Wall seconds spent in each step so far; for the owner only: they tell about the number of records."""
+        return self._clock.seconds()
 
 
 def terms_of(study: Study) -> Terms:
