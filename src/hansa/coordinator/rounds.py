@@ -138,6 +138,7 @@ class RoundLoop:
         self._enough(cohort, round_index, {})
         aggregator = self._aggregation.begin(EPOCH, round_index, _ATTEMPT, cohort)
         packages, shares = self._board.take(cohort)
+        self._aggregation.keep_leaves(round_index, _ATTEMPT, self._board.leaves(cohort))
         # R1
         requests = {
             name: self._request(round_index, packages=packages, shares=shares[name]) for name in cohort

@@ -12,6 +12,7 @@ What leaves: signed protocol messages, sealed shares, ciphertexts, error codes. 
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -33,6 +34,7 @@ from hansa.secure_agg.epoch import Epoch, EpochSetup
 from hansa.secure_agg.identity import Identity, Roster
 from hansa.secure_agg.parameters import Terms
 from hansa.secure_agg.participant import RoundMachine
+from hansa.secure_agg.recovery import Leaves
 from hansa.secure_agg.store import Store
 from hansa.secure_agg.unmasking import Opened
 from hansa.study import Study
@@ -49,6 +51,9 @@ class AggregatorClient(Protocol):
 
     def download(self, round_index: int, attempt: int) -> tuple[list[bytes], list[bytes]]:
         """Receive the signed headers of the roster and the aggregate's ciphertexts; both are untrusted."""
+
+    def package_leaves(self, round_index: int, attempt: int, dealer: str) -> bytes:
+        """Receive the leaves of a dealer's package, joined in roster order; untrusted."""
 
 
 class ParticipantNode:
@@ -211,8 +216,8 @@ class ParticipantNode:
         Returns:
             The signed confirmation of the new state, and the unused round-key packages.
         """
-        machine = self._running(round_index, attempt)
-        opened = self._timed("unmask and decrypt", lambda: machine.unmask(releases))
+        machine, leaves = self._running(round_index, attempt), self._leaves(round_index, attempt)
+        opened = self._timed("unmask and decrypt", lambda: machine.unmask(releases, leaves))
         return self._applied(machine, round_index, attempt, opened)
 
     def open(self, round_index: int, attempt: int) -> tuple[bytes, Packages]:
@@ -277,6 +282,7 @@ class ParticipantNode:
             count=self._kept,
             model_hash=self._model_hash(),
             transcript=self.state.transcript,
+            leaves=self._leaves(round_index, attempt),
         )
         self._apply(round_index, opened)
         machine.finish(round_index, attempt)
@@ -284,6 +290,10 @@ class ParticipantNode:
         return machine.packages()
 
     # -- inside ------------------------------------------------------------------------------------------
+
+    def _leaves(self, round_index: int, attempt: int) -> Leaves:
+        """Give the way to the leaves of a package; it is taken only if somebody released a wrong share."""
+        return partial(self._aggregator.package_leaves, round_index, attempt)
 
     def _applied(
         self, machine: RoundMachine, round_index: int, attempt: int, opened: Opened

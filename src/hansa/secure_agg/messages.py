@@ -17,7 +17,6 @@ from hansa.secure_agg.parameters import MAXIMUM_PARTICIPANTS
 from hansa.secure_agg.sealing import MEMBER_KEY_BYTES, MEMBER_SEAL_BYTES, SEAL_TAG_BYTES
 
 GROUP_KEY_BYTES = 32
-SHORT_HASH_BYTES = 16
 ENVELOPE_BYTES = 256  # an envelope without its body is shorter
 _ENVELOPED_KEY_BYTES = MEMBER_SEAL_BYTES + GROUP_KEY_BYTES
 
@@ -42,11 +41,10 @@ _BYTE_LENGTHS = {
 # Byte strings of several items of one length, at most one item a member.
 _ITEM_LENGTHS = {
     "envelopes": _ENVELOPED_KEY_BYTES,
-    "blob_hashes": SHORT_HASH_BYTES,
-    "seed_share_hashes": SHORT_HASH_BYTES,
-    "mask_share_hashes": SHORT_HASH_BYTES,
-    "seed_commitment": 32,  # one item in quorum mode, none in strict mode
 }
+# Byte strings that are empty in strict mode.
+_QUORUM_LENGTHS = {"seed_commitment": 32, "leaf_root": 32}
+_BYTE_FIELDS = {*_BYTE_LENGTHS, *_ITEM_LENGTHS, *_QUORUM_LENGTHS, "sealed_shares", "body"}
 _COUNTER_BOUNDS = {
     "epoch": (0, 2**32 - 1),
     "round": (0, 2**32 - 1),
@@ -55,7 +53,6 @@ _COUNTER_BOUNDS = {
     "ciphertext_count": (1, 2**16),
 }
 MAXIMUM_DEAL_BYTES = 512 + KEY_BYTES + _ENVELOPED_KEY_BYTES * MAXIMUM_PARTICIPANTS
-MAXIMUM_PACKAGE_BYTES = 512 + 3 * SHORT_HASH_BYTES * MAXIMUM_PARTICIPANTS
 MAXIMUM_RELEASE_BYTES = 512 + 32 * MAXIMUM_PARTICIPANTS
 
 
@@ -64,6 +61,8 @@ def _is_bytes(name: str, value: Any) -> bool:
         return False
     if name in _BYTE_LENGTHS:
         return len(value) == _BYTE_LENGTHS[name]
+    if name in _QUORUM_LENGTHS:
+        return len(value) in (0, _QUORUM_LENGTHS[name])
     if name in _ITEM_LENGTHS:
         items, rest = divmod(len(value), _ITEM_LENGTHS[name])
         return rest == 0 and items <= MAXIMUM_PARTICIPANTS
@@ -73,7 +72,7 @@ def _is_bytes(name: str, value: Any) -> bool:
 
 
 def _verify_field(name: str, value: Any) -> None:
-    if name in _BYTE_LENGTHS or name in _ITEM_LENGTHS or name in ("sealed_shares", "body"):
+    if name in _BYTE_FIELDS:
         if not _is_bytes(name, value):
             raise MalformedMessage(f"{name} is not bytes of its length")
     elif name in _COUNTER_BOUNDS:
@@ -197,22 +196,20 @@ class Vote(Body):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package(Body):
-    """E4: a one-time round key and commitments to the shares of its secrets.
+    """E4: a one-time round key, and commitments to its self-mask seed and to the shares of both secrets.
 
-    `round` is the latest round that the sender had entered when it made the package.
+    `round` is the latest round that the sender had entered when it made the package. `leaf_root` is the root of the
+    tree over the share hashes of all members (`packages.leaf_tree`).
     """
 
     TYPE: ClassVar[str] = "package"
-    MAXIMUM_BYTES: ClassVar[int] = MAXIMUM_PACKAGE_BYTES
 
     round: int
     number: int
     package_id: bytes
     mask_key: bytes
     seed_commitment: bytes
-    blob_hashes: bytes
-    seed_share_hashes: bytes
-    mask_share_hashes: bytes
+    leaf_root: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

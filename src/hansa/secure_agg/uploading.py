@@ -158,8 +158,7 @@ class UploadMachine:
                 never reached this member. These are dropped.
 
         Returns:
-            (signed Package, sealed shares in roster order) of each, oldest first. A sealed share is empty at the own
-            place, and everywhere in strict mode.
+            (signed Package, posted shares in roster order) of each, oldest first. In strict mode the shares are empty.
 
         Raises:
             StateRollback: This store never made a package of that number.
@@ -188,7 +187,7 @@ class UploadMachine:
         for package in stored:
             if package.number <= handed_out:
                 self._store.delete(self._package_key(package.number))
-        return [(package.signed, list(package.blobs)) for package in unused]
+        return [(package.signed, list(package.posted)) for package in unused]
 
     # -- R0 ----------------------------------------------------------------------------------------------
 
@@ -208,7 +207,7 @@ class UploadMachine:
             round_index: Round number, from 1.
             attempt: Attempt number, from 0.
             packages: One signed Package of each member of the cohort; untrusted.
-            blobs: In the order of `packages`, the shares that each sealed to this member (80 bytes); anything for
+            blobs: In the order of `packages`, the shares that each sealed to this member, as delivered; anything for
                 the own one, and in strict mode. Untrusted.
             model_hash: 32 bytes, hash of the model state that the update is for.
             transcript: Last link of the transcript, 32 bytes.
@@ -269,7 +268,7 @@ class UploadMachine:
             raise NotInCohort(f"{name!r} is not in the cohort of round {round_index}")
         used = self._used()
         for body in found.values():
-            verify_form(body, terms.participants, strict=terms.strict)
+            verify_form(body, strict=terms.strict)
             if body.round > round_index:
                 raise StateRollback(
                     f"{body.sender!r} made its package in round {body.round}, this is round {round_index}"
