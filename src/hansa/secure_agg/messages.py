@@ -52,6 +52,7 @@ _COUNTER_BOUNDS = {
     "number": (1, 2**32 - 1),
     "ciphertext_count": (1, 2**16),
 }
+_NAMES: dict[type, tuple[str, ...]] = {}
 MAXIMUM_DEAL_BYTES = 512 + KEY_BYTES + _ENVELOPED_KEY_BYTES * MAXIMUM_PARTICIPANTS
 MAXIMUM_RELEASE_BYTES = 512 + 32 * MAXIMUM_PARTICIPANTS
 
@@ -100,6 +101,13 @@ def _load_map(data: bytes, maximum_bytes: int) -> dict[str, Any]:
     return decoded
 
 
+def _names(kind: type["Record"]) -> tuple[str, ...]:
+    """Return the keys of a record; they are looked up some hundred times a round."""
+    if kind not in _NAMES:
+        _NAMES[kind] = tuple(field.name for field in fields(kind))
+    return _NAMES[kind]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """A flat map with fixed keys; base of the envelope and of all bodies.
@@ -115,22 +123,23 @@ class Record:
     MAXIMUM_BYTES: ClassVar[int] = 1024
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            _verify_field(field.name, getattr(self, field.name))
+        for name in _names(type(self)):
+            _verify_field(name, getattr(self, name))
 
     def encode(self) -> bytes:
         """Return the only encoding of this record."""
         # Keys are shorter than 24 characters, so cbor2's order (shorter first) is that of RFC 8949 section
         # 4.2.1.
-        return cbor2.dumps({field.name: getattr(self, field.name) for field in fields(self)}, canonical=True)
+        return cbor2.dumps({name: getattr(self, name) for name in _names(type(self))}, canonical=True)
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """Read a record from untrusted bytes."""
         decoded = _load_map(data, cls.MAXIMUM_BYTES)
-        expected = {field.name for field in fields(cls)}
-        if decoded.keys() != expected:
-            raise MalformedMessage(f"{cls.__name__} has not exactly the keys {', '.join(sorted(expected))}")
+        if decoded.keys() != set(_names(cls)):
+            raise MalformedMessage(
+                f"{cls.__name__} has not exactly the keys {', '.join(sorted(_names(cls)))}"
+            )
         record = cls(**decoded)
         if record.encode() != data:
             raise MalformedMessage(f"{cls.__name__} is not in its deterministic encoding")

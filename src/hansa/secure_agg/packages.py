@@ -5,9 +5,10 @@ self-mask; in quorum mode both secrets are shared among all members of the epoch
 are sealed to it alone. Either secret can be recovered by T members; both together would open the update, so
 nobody ever releases more than one kind of share.
 
-The dealer commits to what it deals: a member's leaf is the hashes of its sealed and of its opened shares, and the signed
-package holds the root of the tree over all leaves. Members get their own leaf and its path; the list of all leaves stays at
-the coordinator, until released shares do not give a secret and somebody has to be named for it. See `leaves.py` for the forms in which shares are posted and delivered.
+The dealer commits to what it deals: a member's leaf is the hashes of its sealed and of its opened shares, and the
+signed package holds the root of the tree over all leaves. Members get their own leaf and its path; the list of all
+leaves stays at the coordinator, until released shares do not give a secret and somebody has to be named for it. See
+`leaves.py` for the forms in which shares are posted and delivered.
 """
 
 from dataclasses import dataclass

@@ -262,6 +262,7 @@ class RoundMachine(UploadMachine):
             packages=signed,
             shares={},
             used={},
+            bodies={name: body for name, (body, _) in found.items()},
         )
         record = load(self._store, UPLOAD)
         own_header = record["header"] if record and record["cohort"] == missed.cohort_hash else None
