@@ -72,9 +72,7 @@ ANY_RECORD = st.one_of(
         package_id=st.binary(min_size=16, max_size=16),
         mask_key=HASH,
         seed_commitment=st.one_of(st.just(b""), HASH),
-        blob_hashes=_repeated(16),
-        seed_share_hashes=_repeated(16),
-        mask_share_hashes=_repeated(16),
+        leaf_root=st.one_of(st.just(b""), HASH),
     ),
     st.builds(
         UploadHeader,
@@ -344,9 +342,7 @@ def test_the_largest_messages_fit_their_bounds(house):
             package_id=bytes(16),
             mask_key=bytes(32),
             seed_commitment=bytes(32),
-            blob_hashes=bytes(16 * 258),
-            seed_share_hashes=bytes(16 * 258),
-            mask_share_hashes=bytes(16 * 258),
+            leaf_root=bytes(32),
         ),
         UploadHeader(
             **head,
