@@ -189,6 +189,15 @@ def test_a_record_cannot_be_made_with_a_wrong_field():
     for shares in (bytes(16), bytes(16 + 32 * 258 + 1), "x" * 32):
         with pytest.raises(MalformedMessage, match="sealed_shares"):
             Release(**header, **hashes, sealed_shares=shares)
+    commitments = {"seed_commitment": bytes(32), "leaf_root": bytes(32)}
+    package = header | {"number": 1, "package_id": bytes(16), "mask_key": bytes(32)} | commitments
+    del package["attempt"]
+    Package(**package)
+    for name in commitments:
+        Package(**package | {name: b""})  # strict mode
+        for length in (1, 16, 31, 33, 64):
+            with pytest.raises(MalformedMessage, match=name):
+                Package(**package | {name: bytes(length)})
 
 
 def test_keys_are_short_enough_that_both_orders_of_map_keys_agree():
