@@ -9,13 +9,19 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from hansa.secure_agg import packages
-from hansa.secure_agg.cohort import ciphertext_list_hash, cohort_hash, roster_hash, state_tag, transcript_link
+from hansa.secure_agg.cohort import (
+    ciphertext_list_hash,
+    cohort_hash,
+    roster_hash,
+    state_tag,
+    transcript_link,
+    void_link,
+)
 from hansa.secure_agg.epoch import group_commitment, manifest_hash
 from hansa.secure_agg.identity import Identity, Roster
 from hansa.secure_agg.leaves import leaf_of, leaf_tree
 from hansa.secure_agg.masks import mask_stream, pair_seed, self_seed
 from hansa.secure_agg.messages import (
-    Abort,
     Consent,
     Deal,
     Join,
@@ -23,6 +29,7 @@ from hansa.secure_agg.messages import (
     Release,
     RoundResult,
     UploadHeader,
+    Void,
     Vote,
     sign_message,
 )
@@ -90,7 +97,7 @@ def _bodies():
         "consent": Consent(**head, **hashes),
         "release": Release(**head, **hashes, sealed_shares=_bytes("shares", 112)),
         "round-result": RoundResult(**head, **hashes, state_tag=_bytes("tag")),
-        "abort": Abort(**head),
+        "void": Void(**head, **hashes, transcript=_bytes("transcript")),
     }
 
 
@@ -159,6 +166,7 @@ def compute_derivations():
         "transcript": transcript_link(
             group_key, _bytes("transcript"), roster_bytes, _bytes("aggregate"), total
         ).hex(),
+        "void link": void_link(group_key, _bytes("transcript"), roster_bytes).hex(),
     }
 
 
