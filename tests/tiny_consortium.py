@@ -126,6 +126,11 @@ class Wire:
         self.received += [*headers, *aggregate]
         return headers, aggregate
 
+    def package_leaves(self, round_index: int, attempt: int, dealer: str) -> bytes:
+        leaves = self.service.package_leaves(round_index, attempt, dealer)
+        self.received.append(leaves)
+        return leaves
+
 
 class House:
     """Nodes and a coordinator; the handlers of a one-lane grid call the ClientApps directly."""
@@ -270,6 +275,7 @@ class House:
         self.enter()
         self.aggregator = self.service.begin(EPOCH, round_index, attempt, cohort or self.names)
         self.packages, self.shares = self.board.take(cohort or self.names)
+        self.service.keep_leaves(round_index, attempt, self.board.leaves(cohort or self.names))
         return self.packages, self.shares
 
     def train(self, round_index: int = 1, attempt: int = 0) -> list[bytes]:

@@ -19,6 +19,7 @@ Error
 │   ├── AggregateRangeViolation, AggregateTagMismatch, ModelDivergence, TranscriptDivergence, ParticipantLost
 │   ├── MessageTooLarge, DuplicateMessage, WrongEpoch, HeKeyMismatch, StateRollback, AlreadyReleased
 │   ├── PackageHashMismatch, ShareOpenFailed, ShareHashMismatch, ShareCommitmentMismatch, NotEnoughShares
+│   ├── PackageLeavesMissing
 │   ├── NotInCohort, RosterNotSubset, RosterTooSmall, RosterEquivocation, NotEnoughConsents
 │   ├── OwnUploadMissing, OwnUploadAltered, GroupSealInvalid
 │   └── UpdateShapeMismatch, UpdateNotFinite, UpdateOutOfRange
@@ -364,9 +365,18 @@ class HeKeyMismatch(ProtocolError):
 
 
 class PackageHashMismatch(ProtocolError):
-    """A sealed share is not the one whose hash stands in the signed package."""
+    """A sealed share, a leaf or a list of leaves is not the one that the signed package's root stands for."""
 
     code = "package_hash_mismatch"
+
+
+class PackageLeavesMissing(ProtocolError):
+    """Released shares do not give a secret, and the leaves that would tell whose share is wrong are not there."""
+
+    code = "package_leaves_missing"
+    default_hint = (
+        "a member released a wrong share; ask the coordinator to serve the leaves of the package named"
+    )
 
 
 class ShareOpenFailed(ProtocolError):
@@ -376,7 +386,7 @@ class ShareOpenFailed(ProtocolError):
 
 
 class ShareHashMismatch(ProtocolError):
-    """An opened share is not the one whose hash stands in the signed package."""
+    """An opened share is not the one whose hash stands in the leaf under the signed package's root."""
 
     code = "share_hash_mismatch"
 

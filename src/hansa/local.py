@@ -149,6 +149,7 @@ class LocalConsortium:
         services: dict[str, Service] = {
             "upload": self._upload,
             "download": self._download,
+            "package_leaves": self._package_leaves,
             "report": lambda *values: self._errors.append(error_of(*values)),
         }
         return Host(self._builder(worker, directory), services)
@@ -304,6 +305,9 @@ class LocalConsortium:
     def _download(self, round_index: int, attempt: int) -> list[list[bytes]]:
         return [] if self._service is None else list(self._service.download(round_index, attempt))
 
+    def _package_leaves(self, round_index: int, attempt: int, dealer: str) -> bytes:
+        return b"" if self._service is None else self._service.package_leaves(round_index, attempt, dealer)
+
     def _builder(self, worker: int, directory: Path) -> Callable[[Parent], Mapping[str, Service]]:
         members = [m for m in self._members if self._worker_of[m.name] == worker]
 
@@ -329,6 +333,10 @@ class _Aggregator:
     def download(self, round_index: int, attempt: int) -> tuple[list[bytes], list[bytes]]:
         headers, aggregate = self._parent.call("download", round_index, attempt)
         return headers, aggregate
+
+    def package_leaves(self, round_index: int, attempt: int, dealer: str) -> bytes:
+        leaves: bytes = self._parent.call("package_leaves", round_index, attempt, dealer)
+        return leaves
 
 
 class _Seats:

@@ -20,6 +20,7 @@ from hansa.participant.node import ParticipantNode
 from hansa.participant.policy import Policy
 from hansa.privacy.accounting import calibrate
 from hansa.secure_agg.ciphertext_format import EXPANDED_BYTES, SEEDED_BYTES
+from hansa.secure_agg.participant import RoundMachine
 from hansa.study import Study
 
 
@@ -101,6 +102,24 @@ def test_a_study_runs_in_two_processes_and_nothing_is_left(consortia, tiny, tiny
     assert up == 8 * SEEDED_BYTES + headers
     assert down == 8 * EXPANDED_BYTES + 4 * headers
     assert memory > 100 << 20
+
+
+def test_the_leaves_of_a_package_reach_a_member_that_needs_them(consortia, tiny, monkeypatch):
+    """A member releases a wrong share of everybody: the others fetch leaves through their workers' pipes."""
+    release = RoundMachine._release
+
+    def lying(machine, attempt, view):
+        if machine._epoch.participant == "bank-1":
+            attempt = dataclasses.replace(attempt, shares=dict.fromkeys(attempt.shares, bytes(64)))
+        return release(machine, attempt, view)
+
+    monkeypatch.setattr(RoundMachine, "_release", lying)
+    summaries = []
+    with consortia() as consortium:
+        consortium.run(summaries.append)
+        found = consortium.inspect_all()  # raises where two differ
+    assert [summary.finished for summary in summaries] == [tiny.NAMES, tiny.NAMES]
+    assert len({inspection.digest for inspection in found.values()}) == 1
 
 
 def test_members_that_vanish_at_random_come_back_with_the_same_state(consortia, tiny):

@@ -5,6 +5,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRec
 
 from hansa import errors
 from hansa.participant.policy import Policy
+from hansa.secure_agg.leaves import BLOB_BYTES, LEAF_BYTES
 from hansa.secure_agg.messages import (
     Consent,
     Deal,
@@ -17,7 +18,6 @@ from hansa.secure_agg.messages import (
     message_type,
     open_signed,
 )
-from hansa.secure_agg.packages import BLOB_BYTES
 
 KINDS_OF = {"join": Join, "deal": Deal, "vote": Vote, "header": UploadHeader, "result": RoundResult}
 AT = {"round": 1, "attempt": 0}
@@ -45,8 +45,9 @@ def seen_fields(house):
                 for package in value:
                     open_signed(package, Package, house.roster, 1)
             elif key == "shares":
-                # Sealed to one member each; none for the own place.
-                assert sorted(map(len, value)) == 2 * [0] + 2 * (len(house.names) - 1) * [BLOB_BYTES]
+                # Sealed to one member each, with its leaf; a leaf alone for the own place.
+                others = 2 * (len(house.names) - 1)
+                assert sorted(map(len, value)) == 2 * [LEAF_BYTES] + others * [BLOB_BYTES + LEAF_BYTES]
             elif key == "answer":
                 kind = Consent if message_type(value) == Consent.TYPE else Release
                 open_signed(value, kind, house.roster, 1)

@@ -40,6 +40,7 @@ class Round:
     packages: list[bytes]
     shares: dict[str, list[bytes]]
     aggregator: RoundAggregator
+    leaves: dict[str, bytes] = field(default_factory=dict)
     levels: dict[str, np.ndarray] = field(default_factory=dict)
     uploads: dict[str, tuple[bytes, list[bytes]]] = field(default_factory=dict)
 
@@ -132,7 +133,7 @@ class House:
             attempt=attempt,
             cohort=cohort,
         )
-        return Round(number, attempt, packages, shares, aggregator)
+        return Round(number, attempt, packages, shares, aggregator, self.board.leaves(cohort))
 
     def start(self, name: str, round_: Round, **changes: object) -> None:
         model_hash, transcript = self.state[name]
@@ -185,6 +186,7 @@ class House:
             "count": next(iter(round_.levels.values())).size,
             "model_hash": model_hash,
             "transcript": transcript,
+            "leaves": round_.leaves.__getitem__,
         }
         return self.machines[name].catch_up(**(arguments | changes))
 

@@ -15,6 +15,7 @@ from hansa.errors import (
     HeParameterMismatch,
     MalformedCiphertext,
     MalformedMessage,
+    NotEnoughShares,
     NotInCohort,
     OutOfOrder,
     RosterEquivocation,
@@ -26,8 +27,9 @@ from hansa.errors import (
 )
 from hansa.secure_agg.aggregator import RoundAggregator
 from hansa.secure_agg.cohort import ciphertext_list_hash
-from hansa.secure_agg.identity import Identity
+from hansa.secure_agg.identity import Identity, Roster
 from hansa.secure_agg.messages import Consent, Envelope, UploadHeader, sign_message
+from hansa.secure_agg.parameters import Terms
 
 
 def _aggregator(members, **changes):
@@ -159,3 +161,20 @@ def test_memory_is_one_sum_a_ciphertext_whatever_the_members(house):
             sum(len(v) for values in kept if isinstance(values, dict) for v in values.values())
             < 1000 * participants
         )
+
+
+@pytest.mark.parametrize(
+    ("members", "relayed"), [(4, 4), (48, 48), (49, 49), (50, 50), (51, 51), (100, 83), (258, 189)]
+)
+def test_as_many_releases_are_relayed_as_open_a_round_and_sixteen_more(seeded_bytes, members, relayed):
+    keys = [(f"bank-{index:03d}", seeded_bytes(f"{index}")(32)) for index in range(members)]
+    roster = Roster(session_id=bytes(16), study_id=bytes(32), members=tuple(keys))
+    terms = Terms(participants=members)
+    aggregator = RoundAggregator(roster=roster, terms=terms, epoch=0, round_index=1, attempt=0)
+    aggregator._releases = {name: name.encode() for name, _ in reversed(keys)}
+    assert aggregator.releases() == [name.encode() for name, _ in keys[:relayed]]
+    aggregator._releases = {name: b"" for name, _ in keys[: terms.threshold]}
+    assert len(aggregator.releases()) == terms.threshold
+    del aggregator._releases["bank-000"]
+    with pytest.raises(NotEnoughShares):
+        aggregator.releases()

@@ -72,9 +72,7 @@ ANY_RECORD = st.one_of(
         package_id=st.binary(min_size=16, max_size=16),
         mask_key=HASH,
         seed_commitment=st.one_of(st.just(b""), HASH),
-        blob_hashes=_repeated(16),
-        seed_share_hashes=_repeated(16),
-        mask_share_hashes=_repeated(16),
+        leaf_root=st.one_of(st.just(b""), HASH),
     ),
     st.builds(
         UploadHeader,
@@ -191,6 +189,15 @@ def test_a_record_cannot_be_made_with_a_wrong_field():
     for shares in (bytes(16), bytes(16 + 32 * 258 + 1), "x" * 32):
         with pytest.raises(MalformedMessage, match="sealed_shares"):
             Release(**header, **hashes, sealed_shares=shares)
+    commitments = {"seed_commitment": bytes(32), "leaf_root": bytes(32)}
+    package = header | {"number": 1, "package_id": bytes(16), "mask_key": bytes(32)} | commitments
+    del package["attempt"]
+    Package(**package)
+    for name in commitments:
+        Package(**package | {name: b""})  # strict mode
+        for length in (1, 16, 31, 33, 64):
+            with pytest.raises(MalformedMessage, match=name):
+                Package(**package | {name: bytes(length)})
 
 
 def test_keys_are_short_enough_that_both_orders_of_map_keys_agree():
@@ -344,9 +351,7 @@ def test_the_largest_messages_fit_their_bounds(house):
             package_id=bytes(16),
             mask_key=bytes(32),
             seed_commitment=bytes(32),
-            blob_hashes=bytes(16 * 258),
-            seed_share_hashes=bytes(16 * 258),
-            mask_share_hashes=bytes(16 * 258),
+            leaf_root=bytes(32),
         ),
         UploadHeader(
             **head,

@@ -180,6 +180,16 @@ def test_a_package_that_this_store_never_made_is_a_rollback(house):
     assert members.machines[VICTIM].packages(3)[0] not in first
 
 
+def test_what_packages_say_is_kept_in_memory_only_and_read_again_after_a_restart(house):
+    members = house(4)
+    members.uploaded()
+    running = members.machines[VICTIM]._attempt
+    assert sorted(running.bodies) == members.names
+    again = members.restart(VICTIM)._attempt
+    assert again.bodies == {}
+    assert again.opened_packages() == running.opened_packages() == running.bodies
+
+
 # -- equivocation: every split of the honest members -----------------------------------------------------------
 
 

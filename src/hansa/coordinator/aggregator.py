@@ -4,9 +4,9 @@ A member that missed a round downloads its headers and aggregate later, together
 """
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
-from hansa.errors import StaleRound
+from hansa.errors import PackageLeavesMissing, StaleRound
 from hansa.secure_agg.aggregator import CheckCiphertexts, RoundAggregator
 from hansa.secure_agg.identity import Roster
 from hansa.secure_agg.parameters import Terms
@@ -34,6 +34,7 @@ class AggregationService:
         self._running: RoundAggregator | None = None
         self._at = (0, 0)
         self._results: dict[tuple[int, int], tuple[list[bytes], list[bytes]]] = {}
+        self._leaves: dict[tuple[int, int], dict[str, bytes]] = {}
         self.uplink_bytes = 0
         self.downlink_bytes = 0
 
@@ -72,6 +73,27 @@ class AggregationService:
         """Drop the results of rounds that every member has applied."""
         with self._lock:
             self._results = {at: result for at, result in self._results.items() if at[0] >= before_round}
+            self._leaves = {at: leaves for at, leaves in self._leaves.items() if at[0] >= before_round}
+
+    def keep_leaves(self, round_index: int, attempt: int, leaves: Mapping[str, bytes]) -> None:
+        """Keep the leaves of a cohort's packages, by dealer, for as long as the attempt's result may be asked for."""
+        with self._lock:
+            self._leaves[round_index, attempt] = dict(leaves)
+
+    def package_leaves(self, round_index: int, attempt: int, dealer: str) -> bytes:
+        """Give the leaves of a dealer's package to a member that was released a wrong share of it.
+
+        Raises:
+            PackageLeavesMissing: There are none of this dealer in this attempt, or no longer.
+        """
+        with self._lock:
+            found = self._leaves.get((round_index, attempt), {}).get(dealer, b"")
+            if not found:
+                raise PackageLeavesMissing(
+                    f"no leaves of {dealer!r} are kept for round {round_index} attempt {attempt}"
+                )
+            self.downlink_bytes += len(found)
+            return found
 
     def download(self, round_index: int, attempt: int) -> tuple[list[bytes], list[bytes]]:
         """Give the signed headers and the aggregate of an attempt; StaleRound unless its roster is closed."""

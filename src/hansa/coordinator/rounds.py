@@ -178,6 +178,7 @@ class RoundLoop:
         self._enough(cohort, at, lost)
         aggregator = self._aggregation.begin(epochs.number, *at, cohort)
         packages, shares = epochs.board.take(cohort)
+        self._aggregation.keep_leaves(*at, epochs.board.leaves(cohort))
         # R1
         requests = {name: self._request(at, packages=packages, shares=shares[name]) for name in cohort}
         _, lost = self._exchange.ask("train", requests, ("header",))

@@ -67,7 +67,7 @@ def _signed(record: ConfigRecord, key: str, most: int = MOST_MEMBERS) -> list[by
 
 
 def _with_packages(packages: Packages, **signed: bytes) -> Fields:
-    """Lay packages side by side: the signed ones, then all sealed shares in order."""
+    """Lay packages side by side: the signed ones, then all posted shares in order."""
     shares = [share for _, sealed in packages for share in sealed]
     return {"packages": [package for package, _ in packages], "shares": shares, **signed}
 

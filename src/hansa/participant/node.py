@@ -17,6 +17,7 @@ What leaves: signed protocol messages, sealed shares, ciphertexts, error codes. 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -45,6 +46,7 @@ from hansa.secure_agg.attempt import verify_results
 from hansa.secure_agg.identity import Identity, Roster
 from hansa.secure_agg.parameters import Terms
 from hansa.secure_agg.participant import RoundMachine
+from hansa.secure_agg.recovery import Leaves
 from hansa.secure_agg.store import Store
 from hansa.secure_agg.unmasking import Opened, verify_certificate
 from hansa.study import Study
@@ -61,6 +63,9 @@ class AggregatorClient(Protocol):
 
     def download(self, round_index: int, attempt: int) -> tuple[list[bytes], list[bytes]]:
         """Receive the signed headers of the roster and the aggregate's ciphertexts; both are untrusted."""
+
+    def package_leaves(self, round_index: int, attempt: int, dealer: str) -> bytes:
+        """Receive the leaves of a dealer's package, joined in roster order; untrusted."""
 
 
 class ParticipantNode:
@@ -233,8 +238,8 @@ class ParticipantNode:
         Returns:
             The signed confirmation of the new state, and the unused round-key packages.
         """
-        machine = self._answered(round_index, attempt)
-        opened = self._clock.timed("unmask and decrypt", lambda: machine.unmask(releases))
+        machine, leaves = self._answered(round_index, attempt), self._leaves(round_index, attempt)
+        opened = self._clock.timed("unmask and decrypt", lambda: machine.unmask(releases, leaves))
         return self._applied(machine, round_index, attempt, opened)
 
     def void(self, round_index: int, attempt: int) -> bytes:
@@ -331,6 +336,7 @@ class ParticipantNode:
             count=self.updates.kept,
             model_hash=self._model_hash(),
             transcript=self.state.transcript,
+            leaves=self._leaves(round_index, attempt),
         )
         self._apply(round_index, opened)
         self._progress = replace(
@@ -348,6 +354,10 @@ class ParticipantNode:
             save_state(self._store, self.state, self._progress)
 
     # -- inside ------------------------------------------------------------------------------------------
+
+    def _leaves(self, round_index: int, attempt: int) -> Leaves:
+        """Give the way to the leaves of a package; it is taken only if somebody released a wrong share."""
+        return partial(self._aggregator.package_leaves, round_index, attempt)
 
     def _applied(
         self, machine: RoundMachine, round_index: int, attempt: int, opened: Opened

@@ -37,6 +37,9 @@ from hansa.secure_agg.messages import Consent, Release, UploadHeader, message_ty
 from hansa.secure_agg.parameters import Terms
 
 CheckCiphertexts = Callable[[Sequence[bytes]], None]
+# T releases open a round, the others are there for holders that release wrong shares. From 52 members on, all of them would
+# cost every member more bytes than its packages do.
+SPARE_RELEASES = 16
 
 
 class RoundAggregator:
@@ -229,10 +232,15 @@ class RoundAggregator:
         return [self._consents[name] for name in sorted(self._consents)]
 
     def releases(self) -> list[bytes]:
-        """Step R5: return the releases, the certificate of the round; NotEnoughShares below the threshold."""
+        """Step R5: return releases of T + 16 members at most, the certificate; NotEnoughShares below the threshold.
+
+        Guarantees:
+            - While all or T + 16 members release, 16 of them, or all beyond T, may release wrong shares.
+        """
         if len(self._releases) < self._terms.threshold:
             raise NotEnoughShares(f"{len(self._releases)} releases are fewer than {self._terms.threshold}")
-        return [self._releases[name] for name in sorted(self._releases)]
+        names = sorted(self._releases)[: self._terms.threshold + SPARE_RELEASES]
+        return [self._releases[name] for name in names]
 
 
 def _receive(ciphertexts: Iterable[bytes], count: int) -> list[bytes]:

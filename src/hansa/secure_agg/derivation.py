@@ -13,7 +13,7 @@ KEY_BYTES = 32
 
 def framed(*parts: bytes) -> bytes:
     """Join parts, each led by its length in 8 bytes, so that no two lists of parts give the same bytes."""
-    return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    return b"".join([len(part).to_bytes(8, "big") + part for part in parts])
 
 
 def labelled_hash(label: bytes, *parts: bytes) -> bytes:

@@ -44,6 +44,7 @@ from hansa.secure_agg.attempt import (
 from hansa.secure_agg.cohort import cohort_hash, open_each, state_tag, verify_round, void_link
 from hansa.secure_agg.messages import Consent, Package, Release, RoundResult, Void
 from hansa.secure_agg.packages import verify_form
+from hansa.secure_agg.recovery import Leaves
 from hansa.secure_agg.sealing import release_key, seal
 from hansa.secure_agg.shamir import SHARE_BYTES
 from hansa.secure_agg.unmasking import Opened, open_sum, unmask
@@ -179,8 +180,12 @@ class RoundMachine(UploadMachine):
 
     # -- R5, R6 ------------------------------------------------------------------------------------------
 
-    def unmask(self, releases: Sequence[bytes]) -> Opened:
+    def unmask(self, releases: Sequence[bytes], leaves: Leaves | None = None) -> Opened:
         """Step R5: open the sum of the roster that was answered, from the releases of T of its members.
+
+        Args:
+            releases: Signed Release messages; untrusted.
+            leaves: Fetches the leaves of a dealer's package; see `recovery.recover_secrets`.
 
         Raises:
             OutOfOrder: No roster was answered by this object, or nothing was released for it.
@@ -190,7 +195,7 @@ class RoundMachine(UploadMachine):
         if view is None or record is None or self._released(attempt) is None:
             raise OutOfOrder("releases came before this member has released")
         return self._noting(
-            attempt, view, lambda: unmask(self._epoch, attempt, view, record["count"], releases)
+            attempt, view, lambda: unmask(self._epoch, attempt, view, record["count"], releases, leaves)
         )
 
     def open(self, headers: Sequence[bytes], aggregate: Sequence[bytes]) -> Opened:
@@ -229,6 +234,7 @@ class RoundMachine(UploadMachine):
         count: int,
         model_hash: bytes,
         transcript: bytes,
+        leaves: Leaves | None = None,
     ) -> Opened:
         """Open a round that this member missed, in whole or from some step on.
 
@@ -245,6 +251,7 @@ class RoundMachine(UploadMachine):
             count: Entries of an update in this round.
             model_hash: Hash of the model state before the round.
             transcript: Last link of the transcript before the round.
+            leaves: As for `unmask`.
 
         Raises:
             StaleRound: A later attempt was entered.
@@ -260,7 +267,7 @@ class RoundMachine(UploadMachine):
         if len(found) < self._epoch.terms.threshold:
             raise CohortTooSmall(f"a cohort of {len(found)} is below {self._epoch.terms.threshold}")
         for body, _ in found.values():
-            verify_form(body, self._epoch.terms.participants, strict=self._epoch.terms.strict)
+            verify_form(body, strict=False)
         signed = {name: data for name, (_, data) in found.items()}
         missed = Attempt(
             epoch=self._epoch.number,
@@ -272,12 +279,15 @@ class RoundMachine(UploadMachine):
             packages=signed,
             shares={},
             used={},
+            bodies={name: body for name, (body, _) in found.items()},
         )
         record = load(self._store, UPLOAD)
         own_header = record["header"] if record and record["cohort"] == missed.cohort_hash else None
         view = view_roster(self._epoch, missed, own_header, count, headers, aggregate, must_contain_own=False)
         self._verify_lock(missed, view)
-        opened = self._noting(missed, view, lambda: unmask(self._epoch, missed, view, count, releases))
+        opened = self._noting(
+            missed, view, lambda: unmask(self._epoch, missed, view, count, releases, leaves)
+        )
         self._caught_up = {name: body.number for name, (body, _) in found.items()}
         return opened
 

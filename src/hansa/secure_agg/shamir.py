@@ -55,12 +55,15 @@ def split(secret: bytes, *, threshold: int, shares: int, random_bytes: RandomByt
         raise InvalidValue(f"threshold = {threshold} is not in 1..{shares}")
     coefficients = [field_element(secret)]
     coefficients += [field_element(random_element(random_bytes)) for _ in range(threshold - 1)]
+    coefficients.reverse()
     result = []
     for x in range(1, shares + 1):
         value = 0
-        for coefficient in reversed(coefficients):  # Horner
-            value = (value * x + coefficient) % FIELD_PRIME
-        result.append(value.to_bytes(SHARE_BYTES, "little"))
+        for (
+            coefficient
+        ) in coefficients:  # Horner; x is small, so one division at the end is cheaper than one a step
+            value = value * x + coefficient
+        result.append((value % FIELD_PRIME).to_bytes(SHARE_BYTES, "little"))
     return result
 
 

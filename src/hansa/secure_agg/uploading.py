@@ -178,8 +178,7 @@ class UploadMachine:
                 never reached this member. These are dropped.
 
         Returns:
-            (signed Package, sealed shares in roster order) of each, oldest first. A sealed share is empty at the own
-            place, and everywhere in strict mode.
+            (signed Package, posted shares in roster order) of each, oldest first. In strict mode the shares are empty.
 
         Raises:
             StateRollback: This store never made a package of that number.
@@ -208,7 +207,7 @@ class UploadMachine:
         for package in stored:
             if package.number <= handed_out:
                 self._store.delete(self._package_key(package.number))
-        return [(package.signed, list(package.blobs)) for package in unused]
+        return [(package.signed, list(package.posted)) for package in unused]
 
     # -- R0 ----------------------------------------------------------------------------------------------
 
@@ -228,7 +227,7 @@ class UploadMachine:
             round_index: Round number, from 1.
             attempt: Attempt number, from 0.
             packages: One signed Package of each member of the cohort; untrusted.
-            blobs: In the order of `packages`, the shares that each sealed to this member (80 bytes); anything for
+            blobs: In the order of `packages`, the shares that each sealed to this member, as delivered; anything for
                 the own one, and in strict mode. Untrusted.
             model_hash: 32 bytes, hash of the model state that the update is for.
             transcript: Last link of the transcript, 32 bytes.
@@ -260,7 +259,8 @@ class UploadMachine:
         if len(blobs) != len(packages):
             raise CiphertextSizeMismatch(f"{len(blobs)} sealed shares came with {len(packages)} packages")
         found = open_each(packages, Package, self._epoch.roster, self._epoch.number)
-        own = self._verify_cohort(round_index, {name: body for name, (body, _) in found.items()})
+        bodies = {name: body for name, (body, _) in found.items()}
+        own = self._verify_cohort(round_index, bodies)
         if not hmac.compare_digest(found[self._epoch.participant][1], own.signed):
             raise OwnKeyMismatch("the package shown under the own name is not the one that was made")
         by_package = dict(zip(packages, blobs, strict=True))
@@ -280,6 +280,7 @@ class UploadMachine:
             packages=signed,
             shares=shares,
             used=self._used() | {name: body.number for name, (body, _) in found.items()},
+            bodies=bodies,
         )
         save_attempt(self._store, entered)  # I1
         self._attempt, self._own, self._view = entered, own, None
@@ -294,7 +295,7 @@ class UploadMachine:
             raise NotInCohort(f"{name!r} is not in the cohort of round {round_index}")
         used = self._used()
         for body in found.values():
-            verify_form(body, terms.participants, strict=terms.strict)
+            verify_form(body, strict=terms.strict)
             if body.round > round_index:
                 raise StateRollback(
                     f"{body.sender!r} made its package in round {body.round}, this is round {round_index}"
