@@ -157,6 +157,19 @@ def net_mask(seeds: Iterable[tuple[int, bytes]], slots: int) -> NDArray[np.uint6
     return total
 
 
+def add_mask(slots: NDArray[np.uint64], mask: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return slots + mask modulo t; both below t."""
+    total = slots + mask
+    # Below zero wraps around to the top, so the smaller one is the one in range: a fraction of a division's time.
+    return np.minimum(total, total - np.uint64(PLAIN_MODULUS), out=total)
+
+
+def take_mask(slots: NDArray[np.uint64], mask: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return slots - mask modulo t; both below t."""
+    total = slots - mask
+    return np.minimum(total, total + np.uint64(PLAIN_MODULUS), out=total)
+
+
 def pair_sign(participant: str, peer: str) -> int:
     """Return the sign with which a participant adds the mask of a pair."""
     return 1 if participant < peer else -1

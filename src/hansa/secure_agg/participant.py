@@ -29,6 +29,7 @@ from hansa.errors import (
 from hansa.secure_agg.attempt import (
     LOCK,
     UPLOAD,
+    UPLOAD_CIPHERTEXTS,
     Attempt,
     RosterView,
     load,
@@ -300,7 +301,7 @@ class RoundMachine(UploadMachine):
         )
         save_attempt(self._store, closed)
         self._attempt, self._own, self._view, self._caught_up = closed, None, None, {}
-        for key in (UPLOAD, LOCK):
+        for key in (UPLOAD, UPLOAD_CIPHERTEXTS, LOCK):
             self._store.delete(key)
         self._drop_spent_packages()
 

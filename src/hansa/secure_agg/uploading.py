@@ -33,6 +33,7 @@ from hansa.errors import (
 )
 from hansa.secure_agg.attempt import (
     UPLOAD,
+    UPLOAD_CIPHERTEXTS,
     Attempt,
     RosterView,
     load,
@@ -41,10 +42,11 @@ from hansa.secure_agg.attempt import (
     save,
     save_attempt,
 )
+from hansa.secure_agg.ciphertext_format import SEEDED_BYTES
 from hansa.secure_agg.cohort import ciphertext_list_hash, cohort_hash, open_each, state_tag
 from hansa.secure_agg.epoch import Epoch
 from hansa.secure_agg.identity import Identity, RandomBytes
-from hansa.secure_agg.masks import net_mask, pair_seed, pair_sign, self_seed
+from hansa.secure_agg.masks import add_mask, net_mask, pair_seed, pair_sign, self_seed
 from hansa.secure_agg.messages import (
     Package,
     RoundBody,
@@ -53,7 +55,7 @@ from hansa.secure_agg.messages import (
 )
 from hansa.secure_agg.packages import OwnPackage, make_package, open_shares, verify_form
 from hansa.secure_agg.packing import pack
-from hansa.secure_agg.parameters import PLAIN_MODULUS, SLOTS
+from hansa.secure_agg.parameters import SLOTS
 from hansa.secure_agg.store import Store
 from hansa.secure_agg.tag import SumTag
 
@@ -92,7 +94,11 @@ class UploadMachine:
     def upload(self) -> tuple[bytes, list[bytes]] | None:
         """Header and ciphertexts of the running attempt, to be sent again after a restart."""
         record = self._upload_record()
-        return None if record is None else (record["header"], record["ciphertexts"])
+        stored = record and self._store.get(UPLOAD_CIPHERTEXTS)
+        if not record or not stored:
+            return None
+        starts = range(0, len(stored), SEEDED_BYTES)
+        return record["header"], [stored[start : start + SEEDED_BYTES] for start in starts]
 
     @property
     def release(self) -> bytes | None:
@@ -312,7 +318,7 @@ class UploadMachine:
         slots = pack(levels, self._epoch.terms.layout)
         own, self._own = self._own, None  # before any mask exists: whatever fails from here, no second upload
         tagged = SumTag(self._epoch.group_key, attempt.cohort_hash).append(slots)
-        masked = (tagged + net_mask(self._mask_seeds(attempt, own), tagged.size)) % np.uint64(PLAIN_MODULUS)
+        masked = add_mask(tagged, net_mask(self._mask_seeds(attempt, own), tagged.size))
         ciphertexts = [self._epoch.he_key.encrypt(row) for row in masked.reshape(-1, SLOTS)]
         header = self._sign(
             UploadHeader,
@@ -324,14 +330,8 @@ class UploadMachine:
             ciphertext_count=len(ciphertexts),
             ciphertext_list_hash=ciphertext_list_hash(ciphertexts),
         )
-        save(
-            self._store,
-            UPLOAD,
-            cohort=attempt.cohort_hash,
-            header=header,
-            ciphertexts=ciphertexts,
-            count=levels.size,
-        )  # I3
+        self._store.put(UPLOAD_CIPHERTEXTS, b"".join(ciphertexts))
+        save(self._store, UPLOAD, cohort=attempt.cohort_hash, header=header, count=levels.size)  # I3
         return header, ciphertexts
 
     def _mask_seeds(self, attempt: Attempt, own: OwnPackage) -> list[tuple[int, bytes]]:
