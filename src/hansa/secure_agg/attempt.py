@@ -54,6 +54,7 @@ class Attempt:
         shares: Seed share and mask share that each dealt to this member, 64 bytes; secret. Empty after the release.
         used: Largest package number that each member has used in this epoch.
         closed: Whether the attempt is over for this member.
+        opened: What the packages hold, where they were opened in this process; never stored.
     """
 
     epoch: int
@@ -66,15 +67,18 @@ class Attempt:
     shares: Mapping[str, bytes]
     used: Mapping[str, int]
     closed: bool = False
+    opened: Mapping[str, Package] | None = field(default=None, repr=False, compare=False)
 
     @property
     def cohort(self) -> tuple[str, ...]:
         """The ids of the cohort, sorted."""
         return tuple(sorted(self.packages))
 
-    def opened_packages(self) -> dict[str, Package]:
+    def opened_packages(self) -> Mapping[str, Package]:
         """Return the packages; their signatures were checked before the attempt was made."""
-        return {name: Package.decode(Envelope.decode(data).body) for name, data in self.packages.items()}
+        return self.opened or {
+            name: Package.decode(Envelope.decode(data).body) for name, data in self.packages.items()
+        }
 
     def __repr__(self) -> str:
         return f"Attempt(round {self.round}, attempt {self.attempt}, {len(self.packages)} members)"
@@ -93,7 +97,7 @@ def load(store: Store, key: str) -> dict[str, Any] | None:
 
 def save_attempt(store: Store, attempt: Attempt) -> None:
     """Write the attempt."""
-    values = {item.name: getattr(attempt, item.name) for item in fields(attempt)}
+    values = {item.name: getattr(attempt, item.name) for item in fields(attempt) if item.name != "opened"}
     save(store, ATTEMPT, **values)
 
 

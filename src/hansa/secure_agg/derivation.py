@@ -14,7 +14,10 @@ _ZEROS = memoryview(bytes(1 << 18))  # a quarter of a megabyte stays in a core's
 
 def framed(*parts: bytes) -> bytes:
     """Join parts, each led by its length in 8 bytes, so that no two lists of parts give the same bytes."""
-    return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    framing: list[bytes] = []
+    for part in parts:
+        framing += (len(part).to_bytes(8, "big"), part)
+    return b"".join(framing)
 
 
 def labelled_hash(label: bytes, *parts: bytes) -> bytes:

@@ -161,13 +161,15 @@ def add_mask(slots: NDArray[np.uint64], mask: NDArray[np.uint64]) -> NDArray[np.
     """Return slots + mask modulo t; both below t."""
     total = slots + mask
     # Below zero wraps around to the top, so the smaller one is the one in range: a fraction of a division's time.
-    return np.minimum(total, total - np.uint64(PLAIN_MODULUS), out=total)
+    np.minimum(total, total - np.uint64(PLAIN_MODULUS), out=total)
+    return total
 
 
 def take_mask(slots: NDArray[np.uint64], mask: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return slots - mask modulo t; both below t."""
     total = slots - mask
-    return np.minimum(total, total + np.uint64(PLAIN_MODULUS), out=total)
+    np.minimum(total, total + np.uint64(PLAIN_MODULUS), out=total)
+    return total
 
 
 def pair_sign(participant: str, peer: str) -> int:

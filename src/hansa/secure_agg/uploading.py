@@ -261,6 +261,7 @@ class UploadMachine:
             packages=signed,
             shares=shares,
             used=self._used() | {name: body.number for name, (body, _) in found.items()},
+            opened={name: body for name, (body, _) in found.items()},
         )
         save_attempt(self._store, entered)  # I1
         self._attempt, self._own, self._view = entered, own, None
