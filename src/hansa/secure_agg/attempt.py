@@ -54,7 +54,7 @@ class Attempt:
         shares: Seed share and mask share that each dealt to this member, 64 bytes; secret. Empty after the release.
         used: Largest package number that each member has used in this epoch.
         closed: Whether the attempt is over for this member.
-        opened: What the packages hold, where they were opened in this process; never stored.
+        bodies: What `packages` say, where they were read already; not stored.
     """
 
     epoch: int
@@ -67,7 +67,7 @@ class Attempt:
     shares: Mapping[str, bytes]
     used: Mapping[str, int]
     closed: bool = False
-    opened: Mapping[str, Package] | None = field(default=None, repr=False, compare=False)
+    bodies: Mapping[str, Package] = field(default_factory=dict)
 
     @property
     def cohort(self) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ class Attempt:
 
     def opened_packages(self) -> Mapping[str, Package]:
         """Return the packages; their signatures were checked before the attempt was made."""
-        return self.opened or {
+        return self.bodies or {
             name: Package.decode(Envelope.decode(data).body) for name, data in self.packages.items()
         }
 
@@ -97,7 +97,7 @@ def load(store: Store, key: str) -> dict[str, Any] | None:
 
 def save_attempt(store: Store, attempt: Attempt) -> None:
     """Write the attempt."""
-    values = {item.name: getattr(attempt, item.name) for item in fields(attempt) if item.name != "opened"}
+    values = {item.name: getattr(attempt, item.name) for item in fields(attempt) if item.name != "bodies"}
     save(store, ATTEMPT, **values)
 
 

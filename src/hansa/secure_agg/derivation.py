@@ -14,10 +14,7 @@ _ZEROS = memoryview(bytes(1 << 18))  # a quarter of a megabyte stays in a core's
 
 def framed(*parts: bytes) -> bytes:
     """Join parts, each led by its length in 8 bytes, so that no two lists of parts give the same bytes."""
-    framing: list[bytes] = []
-    for part in parts:
-        framing += (len(part).to_bytes(8, "big"), part)
-    return b"".join(framing)
+    return b"".join([len(part).to_bytes(8, "big") + part for part in parts])
 
 
 def labelled_hash(label: bytes, *parts: bytes) -> bytes:
@@ -26,7 +23,11 @@ def labelled_hash(label: bytes, *parts: bytes) -> bytes:
     Guarantees:
         - Two different lists of parts are never hashed as the same bytes.
     """
-    return hashlib.sha256(framed(label, *parts)).digest()
+    digest = hashlib.sha256()
+    for part in (label, *parts):  # as `framed` would join them, without a copy of a whole ciphertext
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()
 
 
 def derive_key(secret: bytes, *, salt: bytes, info: bytes) -> bytes:

@@ -59,11 +59,9 @@ def split(secret: bytes, *, threshold: int, shares: int, random_bytes: RandomByt
     result = []
     for x in range(1, shares + 1):
         value = 0
-        for coefficient in reversed(
-            coefficients
-        ):  # Horner; x is small, so the value is reduced once, at the end
-            value = value * x + coefficient
-        result.append((value % FIELD_PRIME).to_bytes(SHARE_BYTES, "little"))
+        for coefficient in reversed(coefficients):  # Horner
+            value = (value * x + coefficient) % FIELD_PRIME
+        result.append(value.to_bytes(SHARE_BYTES, "little"))
     return result
 
 

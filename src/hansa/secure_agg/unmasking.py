@@ -171,7 +171,7 @@ def _recover(epoch: Epoch, package: Package, shares: Mapping[int, bytes], upload
             f"{len(shares)} good shares of {package.sender!r} are fewer than the threshold {threshold}"
         )
     # A share that its dealer committed to but that is no field element is the dealer's fault as well.
-    sound = max([int.from_bytes(share, "little") for share in shares.values()]) < FIELD_PRIME
+    sound = all(int.from_bytes(share, "little") < FIELD_PRIME for share in shares.values())
     secret = combine(shares, threshold) if sound else b""
     found = seed_commitment(package.package_id, secret) if uploaded else secret and mask_public(secret)
     expected = package.seed_commitment if uploaded else package.mask_key

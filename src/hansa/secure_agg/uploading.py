@@ -241,7 +241,8 @@ class UploadMachine:
         if len(blobs) != len(packages):
             raise CiphertextSizeMismatch(f"{len(blobs)} sealed shares came with {len(packages)} packages")
         found = open_each(packages, Package, self._epoch.roster, self._epoch.number)
-        own = self._verify_cohort(round_index, {name: body for name, (body, _) in found.items()})
+        bodies = {name: body for name, (body, _) in found.items()}
+        own = self._verify_cohort(round_index, bodies)
         if not hmac.compare_digest(found[self._epoch.participant][1], own.signed):
             raise OwnKeyMismatch("the package shown under the own name is not the one that was made")
         by_package = dict(zip(packages, blobs, strict=True))
@@ -261,7 +262,7 @@ class UploadMachine:
             packages=signed,
             shares=shares,
             used=self._used() | {name: body.number for name, (body, _) in found.items()},
-            opened={name: body for name, (body, _) in found.items()},
+            bodies=bodies,
         )
         save_attempt(self._store, entered)  # I1
         self._attempt, self._own, self._view = entered, own, None
