@@ -301,7 +301,7 @@ class RoundMachine(UploadMachine):
         )
         save_attempt(self._store, closed)
         self._attempt, self._own, self._view, self._caught_up = closed, None, None, {}
-        for key in (UPLOAD, UPLOAD_CIPHERTEXTS, LOCK):
+        for key in (UPLOAD_CIPHERTEXTS, UPLOAD, LOCK):
             self._store.delete(key)
         self._drop_spent_packages()
 
