@@ -248,6 +248,13 @@ def show(table: list[Row], steps: dict[Case, dict[str, float]], conditions: dict
         print(f"{name}: {value}")
 
 
+def write(path: Path, table: list[Row], conditions: dict[str, object]) -> None:
+    """Write the rows, each with everything that its numbers depend on."""
+    rows = [row | {"conditions": conditions | dict(row["conditions"])} for row in table]  # type: ignore[call-overload]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
@@ -255,20 +262,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
     started, conditions = time.monotonic(), machine()
-    table, steps = [], {}
+    table: list[Row] = []
+    steps: dict[Case, dict[str, float]] = {}
+
+    def take(rows: list[Row]) -> None:
+        """Keep rows, on disk as well: a whole run takes long."""
+        table.extend(rows)
+        conditions["seconds"] = round(time.monotonic() - started, 1)
+        if options.json:
+            write(options.json, table, conditions)
+
+    take(rows_of_coordinator() + rows_of_support())
+    if not options.quick:
+        take(rows_of_dropouts())
     for case in QUICK if options.quick else FULL:
         rows, steps[case] = measure_case(case)
-        table += rows
-    table += rows_of_coordinator() + rows_of_support()
-    if not options.quick:
-        table += rows_of_dropouts()
-    conditions["seconds"] = round(time.monotonic() - started, 1)
+        take(rows)
     show(table, steps, conditions)
-    if options.json:
-        for row in table:
-            row["conditions"] = conditions | dict(row["conditions"])  # type: ignore[call-overload]
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"rows": table}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
