@@ -18,7 +18,7 @@ from hansa.errors import (
     UploadReuse,
 )
 from hansa.secure_agg import uploading
-from hansa.secure_agg.attempt import UPLOAD, UPLOAD_CIPHERTEXTS
+from hansa.secure_agg.attempt import UPLOAD, UPLOAD_CIPHERTEXTS, load
 from hansa.secure_agg.messages import Envelope
 from hansa.secure_agg.store import MemoryStore
 
@@ -136,7 +136,7 @@ def test_ciphertexts_lie_apart_from_the_header_and_neither_outlives_the_round(ho
     round_ = members.uploaded(count=40_000)
     store, ciphertexts = members.stores[VICTIM], round_.uploads[VICTIM][1]
     assert len(ciphertexts) == 3
-    assert store.get(UPLOAD_CIPHERTEXTS) == b"".join(ciphertexts)
+    assert load(store, UPLOAD_CIPHERTEXTS) == {"ciphertexts": ciphertexts}
     assert len(store.get(UPLOAD)) < 1000
     assert members.restart(VICTIM).upload == round_.uploads[VICTIM]
     members.machines[VICTIM].finish(1, 0)

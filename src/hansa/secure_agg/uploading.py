@@ -42,7 +42,6 @@ from hansa.secure_agg.attempt import (
     save,
     save_attempt,
 )
-from hansa.secure_agg.ciphertext_format import SEEDED_BYTES
 from hansa.secure_agg.cohort import ciphertext_list_hash, cohort_hash, open_each, state_tag
 from hansa.secure_agg.epoch import Epoch
 from hansa.secure_agg.identity import Identity, RandomBytes
@@ -94,11 +93,8 @@ class UploadMachine:
     def upload(self) -> tuple[bytes, list[bytes]] | None:
         """Header and ciphertexts of the running attempt, to be sent again after a restart."""
         record = self._upload_record()
-        stored = record and self._store.get(UPLOAD_CIPHERTEXTS)
-        if not record or not stored:
-            return None
-        starts = range(0, len(stored), SEEDED_BYTES)
-        return record["header"], [stored[start : start + SEEDED_BYTES] for start in starts]
+        stored = record and load(self._store, UPLOAD_CIPHERTEXTS)
+        return (record["header"], stored["ciphertexts"]) if record and stored else None
 
     @property
     def release(self) -> bytes | None:
@@ -332,7 +328,7 @@ class UploadMachine:
             ciphertext_count=len(ciphertexts),
             ciphertext_list_hash=ciphertext_list_hash(ciphertexts),
         )
-        self._store.put(UPLOAD_CIPHERTEXTS, b"".join(ciphertexts))
+        save(self._store, UPLOAD_CIPHERTEXTS, ciphertexts=ciphertexts)
         save(self._store, UPLOAD, cohort=attempt.cohort_hash, header=header, count=levels.size)  # I3
         return header, ciphertexts
 
