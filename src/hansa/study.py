@@ -197,7 +197,7 @@ class CompressionSettings(_Settings):
     """The share of the trainable entries that moves in a round, and its resolution."""
 
     kept_share: float = Field(default=0.3, gt=0, le=1, description="share of entries that move in a round")
-    bits: int = Field(default=8, ge=4, le=16, description="bits of one entry after rounding")
+    bits: int = Field(default=8, ge=4, le=20, description="bits of one entry after rounding")
     explore_share: float = Field(default=0.5, ge=0, le=1, description="share of them drawn at random")
     always: Annotated[tuple[TrainedTensor, ...], Field(strict=False, max_length=16)] = Field(
         default=(), description="trained tensors that move whole in every round"
@@ -303,7 +303,7 @@ class Study(_Settings):
     def protections(self) -> dict[str, bool]:
         """Tell of every layer of protection whether it is on.
 
-        16 bits for every entry is the form that an integer sum needs anyway and no compression.
+        16 bits or more for every entry is the form that an integer sum needs anyway and no compression.
         """
         return {
             "differential_privacy": True,

@@ -4,6 +4,7 @@ The records here are on the store before the acts that they guard:
 
     attempt     before anything is derived from a package       I1: a package serves one cohort
     upload      before the upload is sent                       I3: masks serve one upload
+    upload-ciphertexts   before `upload`, which is read often and stands for both
     lock        before consent or release                       one roster an attempt
     release/... before the release is sent, by model hash       I2: one release a model state
 """
@@ -35,7 +36,7 @@ from hansa.secure_agg.identity import Roster
 from hansa.secure_agg.messages import Envelope, Package, RoundResult, UploadHeader
 from hansa.secure_agg.store import Store
 
-ATTEMPT, UPLOAD, LOCK = "attempt", "upload", "lock"
+ATTEMPT, UPLOAD, UPLOAD_CIPHERTEXTS, LOCK = "attempt", "upload", "upload-ciphertexts", "lock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -116,7 +116,7 @@ def transcript_link(
     Guarantees:
         - Without the group key nobody can confirm a guess of the sum by its link.
     """
-    digest = hashlib.sha256(total.astype("<i8").tobytes()).digest()
+    digest = hashlib.sha256(total.astype("<i8", copy=False).data).digest()
     return hmac.digest(
         group_key, framed(labels.TRANSCRIPT, previous, roster, aggregate_hash, digest), "sha256"
     )

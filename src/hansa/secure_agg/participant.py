@@ -33,6 +33,7 @@ from hansa.errors import (
 from hansa.secure_agg.attempt import (
     LOCK,
     UPLOAD,
+    UPLOAD_CIPHERTEXTS,
     Attempt,
     RosterView,
     load,
@@ -373,6 +374,6 @@ class RoundMachine(UploadMachine):
         )
         save_attempt(self._store, closed)
         self._attempt, self._own, self._view, self._caught_up = closed, None, None, {}
-        for key in (UPLOAD, LOCK):
+        for key in (UPLOAD_CIPHERTEXTS, UPLOAD, LOCK):
             self._store.delete(key)
         self._drop_spent_packages()

@@ -7,6 +7,7 @@ attacker who can measure inside a participant's machine is not considered.
 
 from collections.abc import Mapping
 from functools import lru_cache
+from operator import mul
 
 from hansa.errors import InvalidValue, MalformedMessage, NotEnoughShares
 from hansa.secure_agg.identity import RandomBytes
@@ -77,8 +78,8 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
     if len(shares) < threshold:
         raise NotEnoughShares(f"{len(shares)} shares are fewer than the threshold {threshold}")
     holders = tuple(sorted(shares)[:threshold])
-    values = (field_element(shares[holder]) for holder in holders)
-    secret = sum(weight * value for weight, value in zip(_weights_at_zero(holders), values, strict=True))
+    values = [field_element(shares[holder]) for holder in holders]
+    secret: int = sum(map(mul, _weights_at_zero(holders), values))
     return (secret % FIELD_PRIME).to_bytes(SHARE_BYTES, "little")
 
 

@@ -25,10 +25,10 @@ from hansa.errors import (
 from hansa.secure_agg.attempt import Attempt, RosterView
 from hansa.secure_agg.cohort import open_each, transcript_link, verify_round
 from hansa.secure_agg.epoch import Epoch
-from hansa.secure_agg.masks import net_mask, pair_seed, pair_sign, self_seed
+from hansa.secure_agg.masks import net_mask, pair_seed, pair_sign, self_seed, take_mask
 from hansa.secure_agg.messages import Package, Release
 from hansa.secure_agg.packing import unpack_sum
-from hansa.secure_agg.parameters import PLAIN_MODULUS
+from hansa.secure_agg.parameters import SLOTS
 from hansa.secure_agg.recovery import Leaves, recover_secrets
 from hansa.secure_agg.sealing import release_key, unseal
 from hansa.secure_agg.shamir import SHARE_BYTES
@@ -74,7 +74,7 @@ def open_sum(
     """
     slots = np.concatenate([epoch.he_key.decrypt(ciphertext) for ciphertext in view.aggregate])
     if mask is not None:
-        slots = (slots + (np.uint64(PLAIN_MODULUS) - mask)) % np.uint64(PLAIN_MODULUS)
+        slots = take_mask(slots, mask)
     data = SumTag(epoch.group_key, attempt.cohort_hash).verify(slots, len(view.headers))
     total = unpack_sum(data, epoch.terms.layout, count, len(view.headers))
     link = transcript_link(epoch.group_key, attempt.transcript, view.roster_hash, view.aggregate_hash, total)
@@ -124,7 +124,7 @@ def unmask(
     secrets, faulty = recover_secrets(epoch, packages, view.headers, released, leaves)
     mask = net_mask(
         _residual_seeds(attempt, packages, view, secrets),
-        epoch.terms.layout.ciphertexts_for(count) * 4096,
+        epoch.terms.layout.ciphertexts_for(count) * SLOTS,
     )
     # 5.4
     return open_sum(epoch, attempt, view, count, mask, faulty)

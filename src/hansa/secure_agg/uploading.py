@@ -35,6 +35,7 @@ from hansa.errors import (
 from hansa.secure_agg.attempt import (
     LOCK,
     UPLOAD,
+    UPLOAD_CIPHERTEXTS,
     Attempt,
     RosterView,
     load,
@@ -46,7 +47,7 @@ from hansa.secure_agg.attempt import (
 from hansa.secure_agg.cohort import ciphertext_list_hash, cohort_hash, open_each, state_tag
 from hansa.secure_agg.epoch import Epoch
 from hansa.secure_agg.identity import Identity, RandomBytes
-from hansa.secure_agg.masks import net_mask, pair_seed, pair_sign, self_seed
+from hansa.secure_agg.masks import add_mask, net_mask, pair_seed, pair_sign, self_seed
 from hansa.secure_agg.messages import (
     Package,
     RoundBody,
@@ -55,7 +56,7 @@ from hansa.secure_agg.messages import (
 )
 from hansa.secure_agg.packages import OwnPackage, make_package, open_shares, verify_form
 from hansa.secure_agg.packing import pack
-from hansa.secure_agg.parameters import PLAIN_MODULUS, SLOTS
+from hansa.secure_agg.parameters import SLOTS
 from hansa.secure_agg.store import Store
 from hansa.secure_agg.tag import SumTag
 from hansa.secure_agg.voiding import MOST_FAILURES, failures
@@ -112,7 +113,8 @@ class UploadMachine:
     def upload(self) -> tuple[bytes, list[bytes]] | None:
         """Header and ciphertexts of the running attempt, to be sent again after a restart."""
         record = self._upload_record()
-        return None if record is None else (record["header"], record["ciphertexts"])
+        stored = record and load(self._store, UPLOAD_CIPHERTEXTS)
+        return (record["header"], stored["ciphertexts"]) if record and stored else None
 
     @property
     def release(self) -> bytes | None:
@@ -338,7 +340,7 @@ class UploadMachine:
         slots = pack(levels, self._epoch.terms.layout)
         own, self._own = self._own, None  # before any mask exists: whatever fails from here, no second upload
         tagged = SumTag(self._epoch.group_key, attempt.cohort_hash).append(slots)
-        masked = (tagged + net_mask(self._mask_seeds(attempt, own), tagged.size)) % np.uint64(PLAIN_MODULUS)
+        masked = add_mask(tagged, net_mask(self._mask_seeds(attempt, own), tagged.size))
         ciphertexts = [self._epoch.he_key.encrypt(row) for row in masked.reshape(-1, SLOTS)]
         header = self._sign(
             UploadHeader,
@@ -350,14 +352,8 @@ class UploadMachine:
             ciphertext_count=len(ciphertexts),
             ciphertext_list_hash=ciphertext_list_hash(ciphertexts),
         )
-        save(
-            self._store,
-            UPLOAD,
-            cohort=attempt.cohort_hash,
-            header=header,
-            ciphertexts=ciphertexts,
-            count=levels.size,
-        )  # I3
+        save(self._store, UPLOAD_CIPHERTEXTS, ciphertexts=ciphertexts)
+        save(self._store, UPLOAD, cohort=attempt.cohort_hash, header=header, count=levels.size)  # I3
         return header, ciphertexts
 
     def _mask_seeds(self, attempt: Attempt, own: OwnPackage) -> list[tuple[int, bytes]]:
