@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from hansa.coordinator.aggregator import AggregationService
 from hansa.coordinator.app import make_server_app
-from hansa.coordinator.ciphertext_checker import CiphertextChecker
+from hansa.coordinator.ciphertext_adder import CiphertextAdder
 from hansa.coordinator.rounds import RoundSummary
 from hansa.errors import DuplicateMember, Error, ModelDivergence, ParticipantLost
 from hansa.local_dropouts import Dropouts
@@ -36,6 +36,7 @@ from hansa.participant.app import make_client_app
 from hansa.participant.node import ParticipantNode, terms_of
 from hansa.participant.policy import Policy
 from hansa.participant.trainer import Rows
+from hansa.secure_agg.codec import kept_entries
 from hansa.secure_agg.identity import Identity, Roster
 from hansa.secure_agg.store import MemoryStore
 from hansa.study import Study
@@ -112,7 +113,7 @@ class LocalConsortium:
         self._directory: Path | None = None
         self._hosts: list[Host] = []
         self._service: AggregationService | None = None
-        self._checker_peak_bytes = 0
+        self._adder_peak_bytes = 0
         self._errors: list[Error] = []  # of participants and workers, in the order in which they happened
         if len({member.name for member in members}) != len(members):
             raise DuplicateMember("two members of the consortium have one name")
@@ -158,8 +159,10 @@ class LocalConsortium:
         """
         roster = self._install()
         terms = terms_of(self._study)
-        checker = CiphertextChecker(spool_folder=self._directory)
-        self._service = AggregationService(roster, terms, check_ciphertexts=checker.check)
+        adder = CiphertextAdder(spool_folder=self._directory)
+        self._service = AggregationService(
+            roster, terms, new_sums=adder.begin, results_folder=self._directory
+        )
         nodes = {name: _FIRST_NODE + i for i, name in enumerate(roster.participants)}
         names = {node: name for name, node in nodes.items()}
         handlers = {node: self.dropouts.around(name, self._handler(name)) for node, name in names.items()}
@@ -172,6 +175,9 @@ class LocalConsortium:
             rounds=self._study.training.rounds,
             deadline_seconds=DEADLINE_SECONDS,
             on_round=on_round,
+            ciphertext_count=terms.layout.ciphertexts_for(
+                kept_entries(self._layout.size, self._study.compression.kept_share, terms.layout)
+            ),
         )
         grid = LocalGrid(handlers, lanes, tap=self._tap)
         context = _context()
@@ -184,8 +190,8 @@ class LocalConsortium:
             raise
         finally:
             grid.close()
-            self._checker_peak_bytes = peak_memory_of(checker.process_id)
-            checker.close()
+            self._adder_peak_bytes = peak_memory_of(adder.process_id)
+            adder.close()
 
     @property
     def traffic(self) -> tuple[int, int]:
@@ -228,7 +234,7 @@ class LocalConsortium:
     def peak_memory_bytes(self) -> int:
         """Sum of the largest resident memories of all processes; pages that they share count for each."""
         workers = sum(int(host.call("peak_memory_bytes")) for host in self._hosts)
-        return peak_memory_bytes() + self._checker_peak_bytes + workers
+        return peak_memory_bytes() + self._adder_peak_bytes + workers
 
     # -- inside ------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ def make_server_app(
     rounds: int,
     deadline_seconds: float,
     on_round: Callable[[RoundSummary], None],
+    ciphertext_count: int | None = None,
 ) -> ServerApp:
     """Make the ServerApp that runs the rounds of one study; arguments as for `RoundLoop`.
 
@@ -43,6 +44,7 @@ def make_server_app(
             rounds=rounds,
             deadline_seconds=deadline_seconds,
             on_round=on_round,
+            ciphertext_count=ciphertext_count,
         ).run()
 
     return app

@@ -21,6 +21,7 @@ from flwr.serverapp import Grid
 
 from hansa.coordinator.aggregator import AggregationService
 from hansa.coordinator.exchange import Exchange, Reply, one, several
+from hansa.coordinator.expectations import Expectations
 from hansa.errors import Error, MalformedMessage, ParticipantLost, ProtocolError
 from hansa.secure_agg.aggregator import RoundAggregator
 from hansa.secure_agg.attempt import verify_results
@@ -71,6 +72,7 @@ class RoundLoop:
         rounds: Rounds of the study.
         deadline_seconds: Longest wait for the answers of one exchange.
         on_round: Called after each round.
+        ciphertext_count: Ciphertexts of an upload, where whoever starts the coordinator knows.
     """
 
     def __init__(
@@ -84,10 +86,12 @@ class RoundLoop:
         rounds: int,
         deadline_seconds: float,
         on_round: Callable[[RoundSummary], None],
+        ciphertext_count: int | None = None,
     ) -> None:
         self._exchange = Exchange(grid, nodes, deadline_seconds)
         self._roster, self._terms, self._aggregation = roster, terms, aggregation
         self._rounds, self._on_round = rounds, on_round
+        self._expectations = Expectations(roster, terms, ciphertext_count=ciphertext_count)
         self._board = PackageBoard(roster, terms, EPOCH)
         self._at = dict.fromkeys(roster.participants, 0)
         self._certificates: dict[int, _Certificate] = {}
@@ -130,19 +134,22 @@ class RoundLoop:
         )
         for reply in entered.values():
             self._post(reply)
+        self._expectations.epoch_entered(EPOCH, relay.deal(), relay.votes())
 
     # -- a round -----------------------------------------------------------------------------------------
 
     def _round(self, round_index: int) -> tuple[RoundAggregator, set[str]]:
         cohort = [name for name in self._board.available() if self._at[name] == round_index - 1]
         self._enough(cohort, round_index, {})
-        aggregator = self._aggregation.begin(EPOCH, round_index, _ATTEMPT, cohort)
         packages, shares = self._board.take(cohort)
+        expected = self._expectations.of(round_index, _ATTEMPT, packages)
+        aggregator = self._aggregation.begin(EPOCH, round_index, _ATTEMPT, cohort, expected)
         # R1
         requests = {
             name: self._request(round_index, packages=packages, shares=shares[name]) for name in cohort
         }
         _, lost = self._exchange.ask("train", requests, ("header",))
+        lost |= aggregator.refused
         alive = [name for name in aggregator.contributors if name not in lost]
         self._enough(alive, round_index, lost)
         self._aggregation.close()
@@ -162,6 +169,7 @@ class RoundLoop:
         self._enough(results, round_index, lost)
         shown = list(results.values())
         verify_results(shown, self._roster, EPOCH, round_index, _ATTEMPT, self._terms.threshold)
+        self._expectations.round_confirmed(shown)
         closed = {name: self._request(round_index, results=shown) for name in results}
         answers, lost = self._exchange.ask("query.close", closed, ("closed",))
         if self._terms.strict:
