@@ -114,12 +114,12 @@ def test_results_are_served_until_every_member_has_applied_them(house):
         house.service.download(1, 0)
     assert len(house.service.download(2, 0)[0]) == 4
     house.service.forget(3)
-    assert house.service._results == {}
+    assert len(house.service._results) == 0
 
 
 def test_after_a_study_no_result_is_kept(house):
     house.run()
-    assert house.service._results == {}
+    assert len(house.service._results) == 0
 
 
 def test_what_one_member_does_with_its_download_does_not_reach_the_next(house):

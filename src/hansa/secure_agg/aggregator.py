@@ -157,6 +157,7 @@ class RoundAggregator:
 
     def begin_upload(self, signed_header: bytes, *, is_late: IsLate = never_late) -> ArrivingUpload:
         """Step R1 up to 1.2: check the header, and make a place for the ciphertexts; see `accept`."""
+        self._verify_open()
         # 1.1
         header = open_signed(signed_header, UploadHeader, self._roster, self._epoch)
         verify_round(header, self._round, self._attempt)
