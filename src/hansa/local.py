@@ -26,10 +26,11 @@ from hansa.coordinator.aggregator import AggregationService
 from hansa.coordinator.app import make_server_app
 from hansa.coordinator.ciphertext_adder import CiphertextAdder
 from hansa.coordinator.rounds import RoundSummary
-from hansa.errors import DuplicateMember, Error, ModelDivergence, ParticipantLost
+from hansa.errors import DuplicateMember, Error, ModelDivergence, OutOfOrder, ParticipantLost
 from hansa.local_dropouts import Dropouts
 from hansa.local_grid import RUN_ID, LocalGrid, Tap, from_bytes, to_bytes
 from hansa.local_host import Host, Parent, Service, error_of, error_values, peak_memory_bytes, peak_memory_of
+from hansa.local_uplink import UploadServices, send_upload
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
 from hansa.participant.app import make_client_app
@@ -124,13 +125,13 @@ class LocalConsortium:
     def __enter__(self) -> Self:
         self._directory = directory = Path(tempfile.mkdtemp(prefix="hansa-consortium-"))
         services: dict[str, Service] = {
-            "upload": self._upload,
             "download": self._download,
             "report": lambda *values: self._errors.append(error_of(*values)),
         }
         try:
             for worker in range(self._worker_count):
-                self._hosts.append(Host(self._builder(worker, directory), services))
+                uploads = UploadServices(self._aggregation).services()
+                self._hosts.append(Host(self._builder(worker, directory), {**services, **uploads}))
         except BaseException:
             self._end()
             raise
@@ -262,12 +263,13 @@ class LocalConsortium:
 
         return handle
 
-    def _upload(self, round_index: int, attempt: int, header: bytes, ciphertexts: list[bytes]) -> None:
-        if self._service is not None:
-            self._service.upload(round_index, attempt, header, ciphertexts)
+    def _aggregation(self) -> AggregationService:
+        if self._service is None:
+            raise OutOfOrder("the study has not begun")
+        return self._service
 
     def _download(self, round_index: int, attempt: int) -> list[list[bytes]]:
-        return [] if self._service is None else list(self._service.download(round_index, attempt))
+        return list(self._aggregation().download(round_index, attempt))
 
     def _builder(self, worker: int, directory: Path) -> Callable[[Parent], Mapping[str, Service]]:
         members = [m for m in self._members if self._worker_of[m.name] == worker]
@@ -287,7 +289,7 @@ class _Aggregator:
         self._parent = parent
 
     def upload(self, round_index: int, attempt: int, header: bytes, ciphertexts: Any) -> None:
-        self._parent.call("upload", round_index, attempt, header, list(ciphertexts))
+        send_upload(self._parent, round_index, attempt, header, ciphertexts)
 
     def download(self, round_index: int, attempt: int) -> tuple[list[bytes], list[bytes]]:
         headers, aggregate = self._parent.call("download", round_index, attempt)

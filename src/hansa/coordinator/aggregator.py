@@ -11,6 +11,7 @@ from pathlib import Path
 from hansa.coordinator.results import KEPT_ROUNDS, RoundResults
 from hansa.errors import StaleRound
 from hansa.secure_agg.aggregator import RoundAggregator
+from hansa.secure_agg.arriving import ArrivingUpload
 from hansa.secure_agg.expected import ExpectedHeader
 from hansa.secure_agg.identity import Roster
 from hansa.secure_agg.parameters import Terms
@@ -101,6 +102,13 @@ class AggregationService:
             self._at, self._running = (round_index, attempt), aggregator
             return aggregator
 
+    def begin_upload(self, round_index: int, attempt: int, header: bytes) -> ArrivingUpload:
+        """Begin one member's upload for whoever brings its ciphertexts one by one; see `upload`."""
+        started = self._clock()
+        return self._running_at(round_index, attempt).begin_upload(
+            header, is_late=lambda: self._clock() - started > self._upload_seconds
+        )
+
     def upload(self, round_index: int, attempt: int, header: bytes, ciphertexts: Iterable[bytes]) -> None:
         """Add one member's upload.
 
@@ -109,10 +117,7 @@ class AggregationService:
             UploadTooSlow: The ciphertexts did not come in time.
             See `RoundAggregator.accept` for everything else.
         """
-        started = self._clock()
-        self._running_at(round_index, attempt).accept(
-            header, ciphertexts, is_late=lambda: self._clock() - started > self._upload_seconds
-        )
+        self.begin_upload(round_index, attempt, header).take_all(ciphertexts)
 
     def close(self) -> None:
         """Take no more uploads and serve the aggregate.

@@ -146,13 +146,7 @@ class RoundAggregator:
             StoreNotWritable, WorkerFailed: There is no room for the upload, or nobody to add it.
         """
         arriving = self.begin_upload(signed_header, is_late=is_late)
-        try:
-            for ciphertext in ciphertexts:
-                arriving.write(ciphertext)
-        except BaseException:
-            arriving.discard()  # where the ciphertexts come from can fail too
-            raise
-        arriving.finish()
+        arriving.take_all(ciphertexts)
         return arriving.header.sender
 
     def begin_upload(self, signed_header: bytes, *, is_late: IsLate = never_late) -> ArrivingUpload:

@@ -1,6 +1,6 @@
 """Step R1.3 at the coordinator: one upload on its way, from its checked header to its last ciphertext."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from hansa.errors import AggregateHashMismatch, CiphertextSizeMismatch, UploadTooSlow
@@ -97,6 +97,19 @@ class ArrivingUpload:
         except BaseException:
             self.discard()
             raise
+
+    def take_all(self, ciphertexts: Iterable[bytes]) -> None:
+        """Take all ciphertexts from where they come, and hand the upload over; raises as `write` and `finish` do.
+
+        What comes is read no further than one ciphertext beyond the header's count.
+        """
+        try:
+            for ciphertext in ciphertexts:
+                self.write(ciphertext)
+        except BaseException:
+            self.discard()  # where the ciphertexts come from can fail too
+            raise
+        self.finish()
 
     def commit(self) -> None:
         """Let the ciphertexts be parsed and added; raises as `sums.IncomingUpload.commit` does."""
