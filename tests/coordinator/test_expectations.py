@@ -5,10 +5,24 @@ import dataclasses
 import pytest
 
 from hansa.coordinator.expectations import Expectations
-from hansa.errors import BadSignature, CohortMismatch, DuplicateMember
+from hansa.errors import (
+    BadSignature,
+    CohortMismatch,
+    DuplicateMember,
+    HeParameterMismatch,
+    ModelDivergence,
+    TranscriptDivergence,
+)
 from hansa.secure_agg.cohort import cohort_hash
 from hansa.secure_agg.expected import ExpectedHeader
 from hansa.secure_agg.messages import Envelope, RoundResult, UploadHeader, Vote, sign_message
+
+REFUSED = {
+    "cohort_hash": CohortMismatch,
+    "he_key_id": HeParameterMismatch,
+    "previous_transcript": TranscriptDivergence,
+    "state_tag": ModelDivergence,
+}
 
 
 def body_of(kind, signed):
@@ -46,13 +60,14 @@ def test_a_coordinator_knows_all_of_the_next_headers_but_the_first_state(house, 
     assert second == dataclasses.replace(full, ciphertext_count=count)
 
 
-def test_a_member_that_uploads_first_with_a_foreign_header_costs_only_itself(house):
+@pytest.mark.parametrize("field", ["cohort_hash", "he_key_id", "previous_transcript", "state_tag"])
+def test_a_member_that_uploads_first_with_a_foreign_header_costs_only_itself(house, field):
     """The attack over the whole round loop; bank-1 is asked first and uploads first."""
     wire = house.wires["bank-1"]
     upload, seen = wire.upload, []
 
     def forged(round_index, attempt, header, ciphertexts):
-        body = dataclasses.replace(body_of(UploadHeader, header), cohort_hash=b"f" * 32)
+        body = dataclasses.replace(body_of(UploadHeader, header), **{field: b"f" * 32})
         seen.append(round_index)
         upload(round_index, attempt, sign_message(house.identities["bank-1"], body), ciphertexts)
 
@@ -60,8 +75,11 @@ def test_a_member_that_uploads_first_with_a_foreign_header_costs_only_itself(hou
     summaries = []
     house.run(summaries.append, ciphertext_count=1)
     assert seen[0] == 1
-    assert all(summary.contributors == house.names[1:] for summary in summaries)
-    assert isinstance(house.errors["bank-1"][0], CohortMismatch)
+    assert [summary.contributors for summary in summaries] == [house.names[1:]] * 2
+    # Only the state before the first round is not known beforehand, and is decided by the three others.
+    (error, *_) = house.errors["bank-1"]
+    assert isinstance(error, REFUSED[field])
+    assert len({house.nodes[name].state.digest(house.study.id) for name in house.names[1:]}) == 1
 
 
 @pytest.fixture
@@ -118,6 +136,8 @@ def test_history_and_state_are_what_t_results_say_and_otherwise_unknown(house):
         assert found.state_tag == (body.state_tag if known else None)
         assert (found.cohort_hash is not None) == known
         assert found.ciphertext_count == 1
+    expectations.round_confirmed(results)
+    assert expectations.of(3, 0, packages).cohort_hash is None  # a round was not confirmed
     expectations.round_confirmed(results)
     expectations.history_unknown()
     assert expectations.of(2, 0, packages).cohort_hash is None

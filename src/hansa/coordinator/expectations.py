@@ -8,6 +8,7 @@ headers of the round itself (`secure_agg/expected.py`).
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from hansa.errors import ProtocolError
 from hansa.secure_agg.cohort import cohort_hash, open_each
@@ -17,6 +18,7 @@ from hansa.secure_agg.messages import Deal, Package, RoundResult, Vote, open_sig
 from hansa.secure_agg.parameters import Terms
 
 _FIRST_TRANSCRIPT = bytes(32)
+T = TypeVar("T")
 
 
 class Expectations:
@@ -29,12 +31,13 @@ class Expectations:
 
     Guarantees:
         - Fewer than T members cannot make it expect anything.
+        - History and state are expected of the round after the one that was confirmed, and of no other.
         - It knows no secret: all of it stands in the clear in signed messages.
     """
 
     def __init__(self, roster: Roster, terms: Terms, *, ciphertext_count: int | None = None) -> None:
         self._roster, self._terms = roster, terms
-        self._epoch, self._manifest_hash = 0, b""
+        self._epoch, self._manifest_hash, self._next_round = 0, b"", 1
         self._known = ExpectedHeader(previous_transcript=_FIRST_TRANSCRIPT, ciphertext_count=ciphertext_count)
 
     def epoch_entered(self, epoch: int, deal: bytes, votes: Iterable[bytes]) -> None:
@@ -56,12 +59,12 @@ class Expectations:
             found = open_each(results, RoundResult, self._roster, self._epoch)
         except ProtocolError:
             found = {}
-        agreed = self._agreed(
-            body.transcript + body.state_tag + body.roster_hash for body, _ in found.values()
-        )
+        agreed = self._agreed((body.round, body.transcript, body.state_tag) for body, _ in found.values())
         self.history_unknown()
         if agreed is not None:
-            self._known = replace(self._known, previous_transcript=agreed[:32], state_tag=agreed[32:64])
+            last_round, transcript, state_tag = agreed
+            self._next_round = last_round + 1
+            self._known = replace(self._known, previous_transcript=transcript, state_tag=state_tag)
 
     def history_unknown(self) -> None:
         """Forget history and state: the members went on in a way that their confirmations do not show."""
@@ -75,6 +78,8 @@ class Expectations:
             attempt: Attempt number.
             packages: Signed package of each member of the cohort.
         """
+        if round_index != self._next_round:
+            self.history_unknown()  # the members went on without a confirmation
         transcript = self._known.previous_transcript
         if not self._manifest_hash or transcript is None:
             return self._known
@@ -87,7 +92,7 @@ class Expectations:
             cohort_hash=cohort_hash(self._manifest_hash, round_index, attempt, named, transcript),
         )
 
-    def _agreed(self, said: Iterable[bytes]) -> bytes | None:
+    def _agreed(self, said: Iterable[T]) -> T | None:
         """Return what T members say, None where no T say the same."""
         most = Counter(said).most_common(1)
         return most[0][0] if most and most[0][1] >= self._terms.threshold else None
