@@ -277,3 +277,40 @@ def test_a_round_whose_aggregate_cannot_be_kept_stays_open(house):
         aggregator.seal(full)
     aggregator.accept(*round_.uploads["bank-003"])
     assert aggregator.close() == round_.aggregator.close()
+
+
+def test_an_upload_that_was_given_up_for_another_one_is_never_added(house):
+    """Not even if its sums would take it: its place is given back before the next one is made."""
+    members = house(4)
+    header, (ciphertext,) = members.uploaded().uploads["bank-000"]
+    noted, late = Noted(), [False]
+    expected, _ = ExpectedHeader().leading([_body(header)])
+    aggregator = _aggregator(members, sums=noted, expected=expected)
+    first = aggregator.begin_upload(header, is_late=lambda: late[0])
+    first.write(ciphertext)
+    late[0] = True
+    second = aggregator.begin_upload(header)
+    assert noted.asked == [("open", 1), ("write", ciphertext), ("discard",), ("open", 1)]
+    late[0] = False  # a clock that goes back changes nothing
+    with pytest.raises(OutOfOrder, match="given up"):
+        first.finish()
+    assert ("commit",) not in noted.asked
+    second.take_all([ciphertext])
+    assert aggregator.contributors == ("bank-000",)
+
+
+def test_what_t_members_decide_while_an_upload_arrives_holds_for_it(house):
+    members = house(5)
+    round_ = members.uploaded()
+    header, (ciphertext,) = round_.uploads["bank-000"]
+    foreign = sign_message(members.identities["bank-000"], replace(_body(header), cohort_hash=bytes(32)))
+    aggregator = _aggregator(members)
+    arriving = aggregator.begin_upload(foreign)
+    arriving.write(ciphertext)
+    for name in members.names[1:]:
+        aggregator.accept(*round_.uploads[name])
+    with pytest.raises(CohortMismatch):
+        arriving.finish()
+    assert aggregator.contributors == tuple(members.names[1:])
+    aggregator.accept(header, [ciphertext])
+    assert aggregator.close() == round_.aggregator.close()
