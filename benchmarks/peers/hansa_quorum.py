@@ -6,6 +6,7 @@ ask for, and stop after their release.
 """
 
 import multiprocessing
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,16 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from hansa.coordinator.ciphertext_checker import CiphertextChecker
+from hansa.coordinator.ciphertext_adder import CiphertextAdder
 from hansa.participant.store import SealedStore
 from hansa.secure_agg.aggregator import RoundAggregator
 from hansa.secure_agg.attempt import UPLOAD_CIPHERTEXTS
-from hansa.secure_agg.ciphertext_format import SEEDED_BYTES
+from hansa.secure_agg.bfv import HeKey
 from hansa.secure_agg.cohort import ciphertext_list_hash
 from hansa.secure_agg.epoch import EpochSetup
+from hansa.secure_agg.expected import ExpectedHeader
 from hansa.secure_agg.identity import Identity, Roster
 from hansa.secure_agg.messages import UploadHeader, sign_message
-from hansa.secure_agg.parameters import Terms
+from hansa.secure_agg.parameters import PLAIN_MODULUS, SLOTS, Terms
 from hansa.secure_agg.participant import RoundMachine
 from hansa.secure_agg.relay import EpochRelay, PackageBoard
 from hansa.secure_agg.store import MemoryStore
@@ -32,6 +34,7 @@ from peers.measured import Measured, Stopwatch, levels_of, processor_seconds_of
 NAME = "hansa"
 MEASURED_MEMBERS = 3
 _MODEL, _TRANSCRIPT = b"m" * 32, bytes(32)
+_HASHES = dict.fromkeys(("cohort_hash", "he_key_id", "state_tag", "previous_transcript"), b"x" * 32)
 
 
 class _TimedStore:
@@ -202,16 +205,13 @@ def _uploads(
     keys = tuple((f"member-{index:03d}", made.public) for index, made in enumerate(identities))
     roster = Roster(session_id=b"S" * 16, study_id=b"T" * 32, members=keys)
     terms = Terms(participants=participants)
-    generator = np.random.default_rng(5)
-    # A coefficient with a zero top bit is below every 60-bit prime.
-    noise = generator.integers(0, 128, SEEDED_BYTES, dtype=np.uint8).tobytes()
-    one = generator.bytes(64) + bytes(byte & 0x77 for byte in noise[64:])
+    slots = np.random.default_rng(5).integers(0, PLAIN_MODULUS, SLOTS, dtype=np.uint64)
+    one = HeKey.generate().encrypt(slots)
     count = terms.layout.ciphertexts_for(entries)
     listed = ciphertext_list_hash([one] * count)
 
     def headers() -> Iterator[tuple[bytes, Iterator[bytes]]]:
         for (name, _), identity in zip(keys, identities, strict=True):
-            same = dict.fromkeys(("cohort_hash", "he_key_id", "state_tag", "previous_transcript"), b"x" * 32)
             body = UploadHeader(
                 session=roster.session_id,
                 study=roster.study_id,
@@ -221,35 +221,56 @@ def _uploads(
                 attempt=0,
                 ciphertext_count=count,
                 ciphertext_list_hash=listed,
-                **same,
+                **_HASHES,
             )
             yield sign_message(identity, body), (bytes(bytearray(one)) for _ in range(count))
 
     return terms, roster, headers()
 
 
-def _status(key: str) -> int:
-    with open("/proc/self/status") as status:
+def _receiving(
+    adder: CiphertextAdder, participants: int, entries: int
+) -> tuple[RoundAggregator, Iterator[tuple[bytes, Iterator[bytes]]]]:
+    """A coordinator as it stands in a study, its sums in a process of their own, and the uploads of a round for it."""
+    terms, roster, uploads = _uploads(participants, entries)
+    expected = ExpectedHeader(**_HASHES, ciphertext_count=terms.layout.ciphertexts_for(entries))
+    aggregator = RoundAggregator(
+        roster=roster,
+        terms=terms,
+        epoch=0,
+        round_index=1,
+        attempt=0,
+        sums=adder.begin(participants),
+        expected=expected,
+    )
+    return aggregator, uploads
+
+
+def _status(process: int | None, key: str) -> int:
+    with open(f"/proc/{process}/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(key))
 
 
 def _coordinator_memory(participants: int, entries: int, answer: Any) -> None:
-    # The libraries are loaded by an upload of one ciphertext: what a larger one frees would be used again.
-    for counted in (1, entries):
-        terms, roster, uploads = _uploads(participants, counted)
-        aggregator = RoundAggregator(roster=roster, terms=terms, epoch=0, round_index=1, attempt=0)
-        if counted == 1:
-            aggregator.accept(*next(uploads))
-    before = _status("VmRSS")
-    with open("/proc/self/clear_refs", "w") as counters:
-        counters.write("5")  # forget the peak so far
-    for header, ciphertexts in uploads:
-        aggregator.accept(header, ciphertexts)
-    answer.send(_status("VmHWM") - before)
+    with CiphertextAdder() as adder:
+        # The libraries are loaded by an upload of one ciphertext: what a larger one frees would be used again.
+        aggregator, uploads = _receiving(adder, participants, 1)
+        aggregator.accept(*next(uploads))
+        aggregator, uploads = _receiving(adder, participants, entries)
+        processes = (os.getpid(), adder.process_id)
+        before = [_status(process, "VmRSS") for process in processes]
+        for process in processes:
+            with open(f"/proc/{process}/clear_refs", "w") as counters:
+                counters.write("5")  # forget the peak so far
+        for header, ciphertexts in uploads:
+            aggregator.accept(header, ciphertexts)
+        aggregator.seal(lambda _: None)
+        grown = (_status(process, "VmHWM") for process in processes)
+        answer.send(sum(after - least for after, least in zip(grown, before, strict=True)))
 
 
 def coordinator_memory_bytes(participants: int, entries: int) -> int:
-    """Largest growth of a fresh coordinator's resident memory while it adds all uploads of a round."""
+    """Largest growth of the resident memory of a fresh coordinator and its worker while they add all uploads of a round."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_coordinator_memory, args=(participants, entries, theirs))
@@ -264,17 +285,15 @@ def coordinator_memory_bytes(participants: int, entries: int) -> int:
 def isolated_seconds(participants: int, entries: int) -> float:
     """Processor seconds for one upload of a coordinator that parses and adds in a worker process."""
     watch = Stopwatch()
-    _, _, uploads = _uploads(participants, entries)
-    with CiphertextChecker() as checker:
-        for index, (_, ciphertexts) in enumerate(uploads):
+    with CiphertextAdder() as adder:
+        aggregator, uploads = _receiving(adder, participants, entries)
+        for index, (header, ciphertexts) in enumerate(uploads):
             upload = list(ciphertexts)
             if index == 0:
-                checker.add(upload)
-                started = processor_seconds_of(checker.process_id or 0)
+                aggregator.accept(header, upload)
+                started = processor_seconds_of(adder.process_id or 0)
                 continue
-            with watch("coordinator", "hash"):
-                ciphertext_list_hash(upload)
-            with watch("coordinator", "add"):
-                checker.add(upload)
-        worker = processor_seconds_of(checker.process_id or 0) - started
+            with watch("coordinator", "check, hash, spool"):
+                aggregator.accept(header, upload)
+        worker = processor_seconds_of(adder.process_id or 0) - started
     return (watch.of("coordinator") + worker) / (participants - 1)

@@ -21,7 +21,7 @@ Error
 │   ├── PackageHashMismatch, ShareOpenFailed, ShareHashMismatch, ShareCommitmentMismatch, NotEnoughShares
 │   ├── PackageLeavesMissing
 │   ├── NotInCohort, RosterNotSubset, RosterTooSmall, RosterEquivocation, NotEnoughConsents
-│   ├── OwnUploadMissing, OwnUploadAltered, GroupSealInvalid
+│   ├── OwnUploadMissing, OwnUploadAltered, GroupSealInvalid, UploadTooSlow, ResultExpired
 │   └── UpdateShapeMismatch, UpdateNotFinite, UpdateOutOfRange
 ├── ReportValueInvalid            exit 1    a result holds a value that no report may show
 ├── OutputNotWritable             exit 73   a report cannot be written where it was asked for
@@ -457,6 +457,20 @@ class GroupSealInvalid(ProtocolError):
     """The shares in a release do not open under the participants' group key."""
 
     code = "group_seal_invalid"
+
+
+class UploadTooSlow(ProtocolError):
+    """An upload did not arrive whole within its time; nothing of it was added."""
+
+    code = "upload_too_slow"
+    default_hint = "send the same upload again over a faster connection, while the roster is open"
+
+
+class ResultExpired(ProtocolError):
+    """The result of a finished round was asked for after the coordinator had removed it to keep within its bounds."""
+
+    code = "result_expired"
+    default_hint = "this participant is too far behind to catch up; wait for a new epoch, or enrol again"
 
 
 class AggregateTagMismatch(ProtocolError):

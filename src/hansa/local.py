@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 
 from hansa.coordinator.aggregator import AggregationService
 from hansa.coordinator.app import make_server_app
-from hansa.coordinator.ciphertext_checker import CiphertextChecker
+from hansa.coordinator.ciphertext_adder import CiphertextAdder
 from hansa.coordinator.rounds import RoundSummary
-from hansa.errors import DuplicateMember, Error, ModelDivergence, ParticipantLost
+from hansa.errors import DuplicateMember, Error, ModelDivergence, OutOfOrder, ParticipantLost
 from hansa.local_dropouts import Dropouts
 from hansa.local_grid import RUN_ID, LocalGrid, Tap, from_bytes, to_bytes
 from hansa.local_host import Host, Parent, Service, error_of, error_values, peak_memory_bytes, peak_memory_of
+from hansa.local_uplink import UploadServices, send_upload
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
 from hansa.participant.app import make_client_app
@@ -38,6 +39,7 @@ from hansa.participant.node import ParticipantNode, terms_of
 from hansa.participant.policy import Policy
 from hansa.participant.store import SealedStore, open_or_make_key
 from hansa.participant.trainer import Rows
+from hansa.secure_agg.codec import kept_entries
 from hansa.secure_agg.identity import Identity, Roster, verify_participant_id
 from hansa.secure_agg.store import Store
 from hansa.study import Study
@@ -122,7 +124,7 @@ class LocalConsortium:
         self._directory: Path | None = None
         self._hosts: list[Host] = []
         self._service: AggregationService | None = None
-        self._checker_peak_bytes = 0
+        self._adder_peak_bytes = 0
         self._errors: list[Error] = []  # of participants and workers, in the order in which they happened
         if len({member.name for member in members}) != len(members):
             raise DuplicateMember("two members of the consortium have one name")
@@ -147,12 +149,12 @@ class LocalConsortium:
 
     def _start(self, worker: int, directory: Path) -> Host:
         services: dict[str, Service] = {
-            "upload": self._upload,
             "download": self._download,
             "package_leaves": self._package_leaves,
             "report": lambda *values: self._errors.append(error_of(*values)),
         }
-        return Host(self._builder(worker, directory), services)
+        uploads = UploadServices(self._aggregation).services()
+        return Host(self._builder(worker, directory), {**services, **uploads})
 
     def _end(self) -> None:
         with self._replacing:  # from here no worker is started any more
@@ -174,8 +176,10 @@ class LocalConsortium:
         """
         roster = self._install()
         terms = terms_of(self._study)
-        checker = CiphertextChecker(spool_folder=self._directory)
-        self._service = AggregationService(roster, terms, check_ciphertexts=checker.check)
+        adder = CiphertextAdder(spool_folder=self._directory)
+        self._service = AggregationService(
+            roster, terms, new_sums=adder.begin, results_folder=self._directory
+        )
         nodes = {name: _FIRST_NODE + i for i, name in enumerate(roster.participants)}
         names = {node: name for name, node in nodes.items()}
         handlers = {node: self.dropouts.around(name, self._handler(name)) for node, name in names.items()}
@@ -189,6 +193,9 @@ class LocalConsortium:
             rounds_per_epoch=self._study.aggregation.rounds_per_epoch,
             deadline_seconds=DEADLINE_SECONDS,
             on_round=lambda summary: self._ended(summary, on_round),
+            ciphertext_count=terms.layout.ciphertexts_for(
+                kept_entries(self._layout.size, self._study.compression.kept_share, terms.layout)
+            ),
         )
         grid = LocalGrid(handlers, lanes, tap=self._tap)
         context = _context()
@@ -201,8 +208,8 @@ class LocalConsortium:
             raise
         finally:
             grid.close()
-            self._checker_peak_bytes = peak_memory_of(checker.process_id)
-            checker.close()
+            self._adder_peak_bytes = peak_memory_of(adder.process_id)
+            adder.close()
 
     def _ended(self, summary: RoundSummary, on_round: Callable[[RoundSummary], None]) -> None:
         self._errors.clear()  # whatever members met in this round, the round went on without it
@@ -249,7 +256,7 @@ class LocalConsortium:
     def peak_memory_bytes(self) -> int:
         """Sum of the largest resident memories of all processes; pages that they share count for each."""
         workers = sum(int(host.call("peak_memory_bytes")) for host in self._hosts)
-        return peak_memory_bytes() + self._checker_peak_bytes + workers
+        return peak_memory_bytes() + self._adder_peak_bytes + workers
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -298,15 +305,16 @@ class LocalConsortium:
 
         return handle
 
-    def _upload(self, round_index: int, attempt: int, header: bytes, ciphertexts: list[bytes]) -> None:
-        if self._service is not None:
-            self._service.upload(round_index, attempt, header, ciphertexts)
+    def _aggregation(self) -> AggregationService:
+        if self._service is None:
+            raise OutOfOrder("the study has not begun")
+        return self._service
 
     def _download(self, round_index: int, attempt: int) -> list[list[bytes]]:
-        return [] if self._service is None else list(self._service.download(round_index, attempt))
+        return list(self._aggregation().download(round_index, attempt))
 
     def _package_leaves(self, round_index: int, attempt: int, dealer: str) -> bytes:
-        return b"" if self._service is None else self._service.package_leaves(round_index, attempt, dealer)
+        return self._aggregation().package_leaves(round_index, attempt, dealer)
 
     def _builder(self, worker: int, directory: Path) -> Callable[[Parent], Mapping[str, Service]]:
         members = [m for m in self._members if self._worker_of[m.name] == worker]
@@ -328,7 +336,7 @@ class _Aggregator:
         self._parent = parent
 
     def upload(self, round_index: int, attempt: int, header: bytes, ciphertexts: Any) -> None:
-        self._parent.call("upload", round_index, attempt, header, list(ciphertexts))
+        send_upload(self._parent, round_index, attempt, header, ciphertexts)
 
     def download(self, round_index: int, attempt: int) -> tuple[list[bytes], list[bytes]]:
         headers, aggregate = self._parent.call("download", round_index, attempt)

@@ -122,12 +122,12 @@ def test_results_are_served_until_every_member_has_applied_them(house):
         house.service.download(1, 0)
     assert len(house.service.download(2, 0)[0]) == 4
     house.service.forget(3)
-    assert house.service._results == {}
+    assert len(house.service._results) == 0
 
 
 def test_after_a_study_no_result_and_no_leaf_is_kept(house):
     house.run()
-    assert (house.service._results, house.service._leaves) == ({}, {})
+    assert (len(house.service._results), house.service._leaves) == (0, {})
 
 
 def test_leaves_are_served_and_counted_for_as_long_as_the_result(house):

@@ -201,6 +201,7 @@ def test_results_that_are_not_the_rosters_for_this_round_do_not_close_it(house):
         (errors.ModelDivergence, signed(state_tag=bytes(32))),
         (errors.ModelDivergence, signed(roster_hash=bytes(32))),
         (errors.ModelDivergence, signed(cohort_hash=bytes(32))),
+        (errors.ModelDivergence, signed(transcript=bytes(32))),
         (errors.StateRollback, signed(round=2)),
         (errors.StaleRound, signed(round=0)),
         (errors.StaleRound, signed(attempt=1)),

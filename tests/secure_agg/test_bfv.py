@@ -323,7 +323,7 @@ def test_mutated_uploads_never_change_a_sum_under_a_signed_header(house):
         with pytest.raises((CiphertextSizeMismatch, AggregateHashMismatch)):
             aggregator.accept(first, [mutated])
         assert aggregator.contributors == ()
-        assert aggregator._sums == []
+        assert aggregator._sums.terms == 0
         assert aggregator.uplink_bytes == 0
     for header, ciphertexts in ((first, rest), *others):
         aggregator.accept(header, ciphertexts)

@@ -92,7 +92,7 @@ ANY_RECORD = st.one_of(
         roster_hash=HASH,
         sealed_shares=st.binary(min_size=17, max_size=200),
     ),
-    st.builds(RoundResult, **HEAD, cohort_hash=HASH, roster_hash=HASH, state_tag=HASH),
+    st.builds(RoundResult, **HEAD, cohort_hash=HASH, roster_hash=HASH, state_tag=HASH, transcript=HASH),
     st.builds(Void, **HEAD, cohort_hash=HASH, roster_hash=HASH, transcript=HASH),
     st.builds(
         Envelope,
@@ -364,7 +364,7 @@ def test_the_largest_messages_fit_their_bounds(house):
             ciphertext_list_hash=bytes(32),
         ),
         Release(**head, **place, **hashes, sealed_shares=bytes(16 + 32 * 258)),
-        RoundResult(**head, **place, **hashes, state_tag=bytes(32)),
+        RoundResult(**head, **place, **hashes, state_tag=bytes(32), transcript=bytes(32)),
     ]
     for body in largest:
         assert len(body.encode()) <= body.MAXIMUM_BYTES

@@ -96,7 +96,9 @@ def _bodies():
         ),
         "consent": Consent(**head, **hashes),
         "release": Release(**head, **hashes, sealed_shares=_bytes("shares", 112)),
-        "round-result": RoundResult(**head, **hashes, state_tag=_bytes("tag")),
+        "round-result": RoundResult(
+            **head, **hashes, state_tag=_bytes("tag"), transcript=_bytes("transcript")
+        ),
         "void": Void(**head, **hashes, transcript=_bytes("transcript")),
     }
 

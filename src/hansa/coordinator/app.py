@@ -22,6 +22,7 @@ def make_server_app(
     rounds_per_epoch: int = 0,
     deadline_seconds: float,
     on_round: Callable[[RoundSummary], None],
+    ciphertext_count: int | None = None,
 ) -> ServerApp:
     """Make the ServerApp that runs the rounds of one study; arguments as for `RoundLoop`.
 
@@ -45,6 +46,7 @@ def make_server_app(
             rounds_per_epoch=rounds_per_epoch,
             deadline_seconds=deadline_seconds,
             on_round=on_round,
+            ciphertext_count=ciphertext_count,
         ).run()
 
     return app

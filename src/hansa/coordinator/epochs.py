@@ -4,7 +4,7 @@ An epoch needs every member of the roster. A set-up that somebody breaks off is 
 fresh keys; members that had entered leave that one epoch behind like any other.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from hansa.coordinator.exchange import Exchange, Reply, one, several
 from hansa.errors import Error, MalformedMessage, ParticipantLost, ParticipantRefused, ProtocolError
@@ -22,14 +22,23 @@ class Epochs:
         exchange: Way to the members.
         roster: Members.
         terms: Mode and threshold.
+        on_entered: Called with number, deal and votes of each epoch that was entered.
 
     Attributes:
         number: Number of the running epoch, 0 before the first.
         board: Unused packages of its members.
     """
 
-    def __init__(self, exchange: Exchange, roster: Roster, terms: Terms) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        roster: Roster,
+        terms: Terms,
+        *,
+        on_entered: Callable[[int, bytes, list[bytes]], None] = lambda *_: None,
+    ) -> None:
         self._exchange, self._roster, self._terms = exchange, roster, terms
+        self._on_entered = on_entered
         self.number = 0
         self.board = PackageBoard(roster, terms, 0)
 
@@ -67,6 +76,7 @@ class Epochs:
         for reply in entered.values():
             post(board, reply, len(everybody))
         self.number, self.board = number, board
+        self._on_entered(number, relay.deal(), relay.votes())
 
     def refill(self, members: Collection[str]) -> dict[str, Error]:
         """Ask the members that have no unused package on the board for new ones; say who did not answer and why."""

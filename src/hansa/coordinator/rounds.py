@@ -24,6 +24,7 @@ from flwr.serverapp import Grid
 from hansa.coordinator.aggregator import AggregationService
 from hansa.coordinator.epochs import Epochs
 from hansa.coordinator.exchange import Exchange, Reply, one
+from hansa.coordinator.expectations import Expectations
 from hansa.errors import Error, MalformedMessage, ParticipantLost, ParticipantRefused, ProtocolError
 from hansa.secure_agg.aggregator import RoundAggregator
 from hansa.secure_agg.attempt import verify_results
@@ -98,6 +99,7 @@ class RoundLoop:
         rounds_per_epoch: Rounds that one set of keys serves; 0 for all of them.
         deadline_seconds: Longest wait for the answers of one exchange.
         on_round: Called after each round.
+        ciphertext_count: Ciphertexts of an upload, where whoever starts the coordinator knows.
     """
 
     def __init__(
@@ -112,11 +114,13 @@ class RoundLoop:
         rounds_per_epoch: int = 0,
         deadline_seconds: float,
         on_round: Callable[[RoundSummary], None],
+        ciphertext_count: int | None = None,
     ) -> None:
         self._exchange = Exchange(grid, nodes, deadline_seconds)
         self._roster, self._terms, self._aggregation = roster, terms, aggregation
         self._rounds, self._rounds_per_epoch, self._on_round = rounds, rounds_per_epoch, on_round
-        self._epochs = Epochs(self._exchange, roster, terms)
+        self._expectations = Expectations(roster, terms, ciphertext_count=ciphertext_count)
+        self._epochs = Epochs(self._exchange, roster, terms, on_entered=self._expectations.epoch_entered)
         self._epoch_rounds = self._failures = 0  # under the keys of the running epoch
         self._at = dict.fromkeys(roster.participants, 0)
         self._certificates: dict[int, _Certificate] = {}
@@ -176,12 +180,14 @@ class RoundLoop:
         lost = epochs.refill(standing)
         cohort = [name for name in epochs.board.available() if name in standing]
         self._enough(cohort, at, lost)
-        aggregator = self._aggregation.begin(epochs.number, *at, cohort)
         packages, shares = epochs.board.take(cohort)
+        expected = self._expectations.of(*at, packages)
+        aggregator = self._aggregation.begin(epochs.number, *at, cohort, expected)
         self._aggregation.keep_leaves(*at, epochs.board.leaves(cohort))
         # R1
         requests = {name: self._request(at, packages=packages, shares=shares[name]) for name in cohort}
         _, lost = self._exchange.ask("train", requests, ("header",))
+        lost |= aggregator.refused
         alive = [name for name in aggregator.contributors if name not in lost]
         self._enough(alive, at, lost)
         self._aggregation.close()
@@ -244,6 +250,7 @@ class RoundLoop:
         if len(voids) < self._terms.threshold:
             return False
         self._failures += 1
+        self._expectations.round_void(voids)
         self._certificates[at[0]] = _Certificate(attempt=at[1], packages=[], releases=[], voids=voids)
         return True
 
@@ -264,6 +271,7 @@ class RoundLoop:
         self._enough(results, at, lost)
         shown = list(results.values())
         verify_results(shown, self._roster, self._epochs.number, *at, self._terms.threshold)
+        self._expectations.round_confirmed(shown)
         closed = {name: self._request(at, results=shown) for name in results}
         answers, lost = self._exchange.ask("query.close", closed, ("closed",))
         if self._terms.strict:

@@ -235,7 +235,7 @@ def verify_results(
         minimum: Results needed.
 
     Raises:
-        ModelDivergence: Two members differ in cohort, roster or state.
+        ModelDivergence: Two members differ in cohort, roster, state or transcript.
         CohortMismatch: Too few results.
         DuplicateMessage, StaleRound, StateRollback: Twice from one member, or of another round.
         MalformedMessage, UnknownSender, BadSignature, WrongSession, WrongEpoch: See `messages.open_signed`.
@@ -248,10 +248,11 @@ def verify_results(
         raise CohortMismatch(f"{len(bodies)} results of round {round_index} are fewer than {minimum}")
     for body in bodies[1:]:
         first = bodies[0]
-        if (body.cohort_hash, body.roster_hash, body.state_tag) != (
+        if (body.cohort_hash, body.roster_hash, body.state_tag, body.transcript) != (
             first.cohort_hash,
             first.roster_hash,
             first.state_tag,
+            first.transcript,
         ):
             raise ModelDivergence(
                 f"{body.sender!r} and {first.sender!r} hold different results of round {round_index}"

@@ -284,6 +284,15 @@ class CiphertextSum:
             _scheme().evaluator.add_inplace(self._total, ciphertext)
         self.terms += 1
 
+    def subtract(self, ciphertext: bytes) -> None:
+        """Take out a ciphertext in seeded form that was added before; the sum is then what it was, bit for bit."""
+        parsed = parse_seeded(ciphertext)
+        if self.terms <= 1:
+            self._total = None  # nothing is left; SEAL would refuse the zero that remains as transparent
+        else:
+            _scheme().evaluator.sub_inplace(self._total, parsed)
+        self.terms = max(self.terms - 1, 0)
+
     def serialise(self) -> bytes:
         """Return the sum in expanded form, 61440 bytes; OutOfOrder if nothing was added."""
         if self._total is None:

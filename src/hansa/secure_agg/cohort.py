@@ -6,7 +6,7 @@ sessions get unrelated masks, and their sum is noise instead of an update.
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -94,11 +94,31 @@ def cohort_hash(
     return labelled_hash(labels.COHORT, *head, *_hashed_members(packages))
 
 
-def ciphertext_list_hash(ciphertexts: Sequence[bytes]) -> bytes:
+class CiphertextListHash:
+    """The hash of a list of ciphertexts of which one at a time is there.
+
+    Guarantees:
+        - After each ciphertext `digest` is `ciphertext_list_hash` of those so far.
+    """
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256(framed(labels.CIPHERTEXT_LIST))
+
+    def update(self, ciphertext: bytes) -> None:
+        """Take the next ciphertext."""
+        self._hash.update(framed(labelled_hash(labels.CIPHERTEXT, ciphertext)))
+
+    def digest(self) -> bytes:
+        """Return the hash, 32 bytes."""
+        return self._hash.digest()
+
+
+def ciphertext_list_hash(ciphertexts: Iterable[bytes]) -> bytes:
     """Return the hash of a list of ciphertexts in their order."""
-    return labelled_hash(
-        labels.CIPHERTEXT_LIST, *(labelled_hash(labels.CIPHERTEXT, ciphertext) for ciphertext in ciphertexts)
-    )
+    running = CiphertextListHash()
+    for ciphertext in ciphertexts:
+        running.update(ciphertext)
+    return running.digest()
 
 
 def roster_hash(cohort: bytes, headers: Mapping[str, bytes], aggregate_hash: bytes) -> bytes:

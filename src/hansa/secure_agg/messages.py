@@ -34,9 +34,9 @@ _BYTE_LENGTHS = {
     "he_key_id": 32,
     "state_tag": 32,
     "previous_transcript": 32,
+    "transcript": 32,
     "ciphertext_list_hash": 32,
     "roster_hash": 32,
-    "transcript": 32,
     "signature": 64,
 }
 # Byte strings of several items of one length, at most one item a member.
@@ -268,13 +268,14 @@ class Release(RoundBody):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundResult(RoundBody):
-    """R6: what a participant holds after the round."""
+    """R6: what a participant holds after the round; `transcript` is the link that the next cohort hash takes up."""
 
     TYPE: ClassVar[str] = "round-result"
 
     cohort_hash: bytes
     roster_hash: bytes
     state_tag: bytes
+    transcript: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

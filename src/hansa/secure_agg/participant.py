@@ -339,7 +339,7 @@ class RoundMachine(UploadMachine):
         return link
 
     def confirm(self, opened: Opened, model_hash: bytes) -> bytes:
-        """Step R6: return the signed RoundResult with the tag of the model state after the round."""
+        """Step R6: return the signed RoundResult with the tag of the model state after the round, and the history's."""
         attempt = self._running()
         return self._sign(
             RoundResult,
@@ -347,6 +347,7 @@ class RoundMachine(UploadMachine):
             cohort_hash=attempt.cohort_hash,
             roster_hash=opened.roster_hash,
             state_tag=state_tag(self._epoch.group_key, model_hash),
+            transcript=opened.transcript,
         )
 
     def finish(self, round_index: int, attempt: int) -> None:
