@@ -2,8 +2,9 @@
 
 The same ServerApp and ClientApps that run between institutions run here on a `LocalGrid`. Participants are separate objects with
 separate state folders, spread over worker processes; nothing but Flower messages and the aggregation service passes between the
-two sides. What a consortium sets up by other means before a study - the roster of identity keys, the public base model - is
-installed here through each worker's own pipe. Common keys are dealt by a member and sealed to each of the others.
+two sides. What a consortium sets up by other means before a study - its certificate authority, the roster of identity keys, the
+public base model - is installed here through each worker's own pipe. Common keys are dealt by a member and sealed to each of the
+others.
 
 This module also gives the *evaluator's view* that only a demonstration has: it reads participants' states, which no study can.
 """
@@ -13,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,11 +38,14 @@ from hansa.participant.app import make_client_app
 from hansa.participant.node import ParticipantNode, terms_of
 from hansa.participant.policy import Policy
 from hansa.participant.trainer import Rows
+from hansa.secure_agg.certificate_authority import CertificateAuthority
+from hansa.secure_agg.certificates import utc_now
 from hansa.secure_agg.identity import Identity, Roster
 from hansa.secure_agg.store import MemoryStore
 from hansa.study import Study
 
 DEADLINE_SECONDS = 600.0
+_CERTIFICATE_VALIDITY = timedelta(days=30)  # longer than any run
 _FIRST_NODE = 100
 
 
@@ -233,13 +238,22 @@ class LocalConsortium:
     # -- inside ------------------------------------------------------------------------------------------
 
     def _install(self) -> Roster:
-        """Let every participant make its identity, and pin the roster of them at each. All other keys come over the grid."""
-        identities = {m.name: self._host(m.name).call("enrol", m.name) for m in self._members}
-        session_id, members = os.urandom(16), sorted(identities.items())
+        """Let every participant make its identity, certify it, and pin roster and authority at each.
+
+        All other keys come over the grid. The authority's key is gone when this returns.
+        """
+        begin = utc_now()
+        end = begin + _CERTIFICATE_VALIDITY
+        authority = CertificateAuthority.create("local consortium", not_before=begin, not_after=end)
+        enrolled = {m.name: self._host(m.name).call("enrol", m.name) for m in self._members}
+        session_id = os.urandom(16)
+        members = sorted((name, public) for name, (public, _) in enrolled.items())
         # Made first, for it checks the names that folders are then called by.
-        roster = _roster(self._study, session_id, members)
-        for member in self._members:
-            self._host(member.name).call("install", member.name, session_id, [list(m) for m in members])
+        roster = _roster(self._study, session_id, members, authority.certificate)
+        for name, (_, request) in enrolled.items():
+            certificate = authority.issue(request, participant=name, not_before=begin, not_after=end)
+            pinned = ([list(m) for m in members], authority.certificate)
+            self._host(name).call("install", name, session_id, *pinned, certificate)
         return roster
 
     def _host(self, name: str) -> Host:
@@ -316,16 +330,19 @@ class _Seats:
             "inspect": self.inspect,
         }
 
-    def enrol(self, name: str) -> bytes:
-        """Make the participant's identity where it is used; only its public key leaves."""
-        self._identities[name] = Identity.generate()
-        return self._identities[name].public
+    def enrol(self, name: str) -> tuple[bytes, bytes]:
+        """Make the participant's identity where it is used; only its public key and a request for a certificate leave."""
+        identity = self._identities[name] = Identity.generate()
+        return identity.public, identity.request_certificate(name)
 
-    def install(self, name: str, session_id: bytes, members: list[list[Any]]) -> None:
-        """Pin the roster at the participant."""
+    def install(
+        self, name: str, session_id: bytes, members: list[list[Any]], authority: bytes, certificate: bytes
+    ) -> None:
+        """Pin roster and authority at the participant, and give it its certificate."""
         member, state_directory = self._members[name], self._directory / name
         state_directory.mkdir(mode=0o700)
-        roster = _roster(self._study, session_id, [(str(n), bytes(key)) for n, key in members])
+        pinned = [(str(n), bytes(key)) for n, key in members]
+        roster = _roster(self._study, session_id, pinned, authority)
         self._nodes[name] = ParticipantNode(
             name=name,
             identity=self._identities[name],
@@ -338,6 +355,7 @@ class _Seats:
             rows=member.rows,
             state_directory=state_directory,
             aggregator=_Aggregator(self._parent),
+            certificate=certificate,
         )
         self._apps[name] = make_client_app(self._nodes[name], report=self._report)
 
@@ -362,8 +380,11 @@ class _Seats:
         self._parent.call("report", *error_values(error))
 
 
-def _roster(study: Study, session_id: bytes, members: Sequence[tuple[str, bytes]]) -> Roster:
-    return Roster(session_id=session_id, study_id=bytes.fromhex(study.id), members=tuple(members))
+def _roster(
+    study: Study, session_id: bytes, members: Sequence[tuple[str, bytes]], authority: bytes
+) -> Roster:
+    study_id = bytes.fromhex(study.id)
+    return Roster(session_id=session_id, study_id=study_id, members=tuple(members), authority=authority)
 
 
 def _context() -> Context:

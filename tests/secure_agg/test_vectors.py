@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from hansa.secure_agg import packages
+from hansa.secure_agg.certificate_authority import CertificateAuthority
+from hansa.secure_agg.certificates import RevocationList, authority_hash
 from hansa.secure_agg.cohort import ciphertext_list_hash, cohort_hash, roster_hash, state_tag, transcript_link
-from hansa.secure_agg.epoch import group_commitment, manifest_hash
+from hansa.secure_agg.dealing import group_commitment
+from hansa.secure_agg.epoch import manifest_hash
 from hansa.secure_agg.identity import Identity, Roster
 from hansa.secure_agg.masks import mask_stream, pair_seed, self_seed
 from hansa.secure_agg.messages import (
@@ -55,11 +60,17 @@ def _bodies():
     head = body | {"round": 7, "attempt": 1}
     hashes = {"cohort_hash": _bytes("cohort"), "roster_hash": _bytes("roster")}
     joins = {
-        name: Join(**body | {"sender": name}, kem_key=_bytes(f"kem {name}", 1216), channel_key=_public(name))
+        name: Join(
+            **body | {"sender": name},
+            kem_key=_bytes(f"kem {name}", 1216),
+            channel_key=_public(name),
+            certificate=b"",
+        )
         for name in ("a", "b", "c")
     }
     return joins, {
         "join": joins["a"],
+        "join with a certificate": replace(joins["a"], certificate=_bytes("certificate", 400)),
         "deal": Deal(
             **body,
             he_key_id=_bytes("he"),
@@ -95,6 +106,15 @@ def _bodies():
     }
 
 
+def _roster(authority=b""):
+    return Roster(
+        session_id=_bytes("session", 16),
+        study_id=_bytes("study"),
+        members=tuple((name, _identity(name).public) for name in ("a", "b", "c")),
+        authority=authority,
+    )
+
+
 def compute_messages():
     """SHA-256 of each signed message, and its bytes where they are short."""
     _, bodies = _bodies()
@@ -110,11 +130,7 @@ def compute_messages():
 def compute_derivations():
     """Every hash, key and mask of the protocol from inputs that SHAKE-256 gives for their names."""
     joins, bodies = _bodies()
-    roster = Roster(
-        session_id=_bytes("session", 16),
-        study_id=_bytes("study"),
-        members=tuple((name, _identity(name).public) for name in ("a", "b", "c")),
-    )
+    roster = _roster()
     cohort, group_key, roster_bytes = _bytes("cohort"), _bytes("group key"), _bytes("roster")
     at = {"round_index": 7, "attempt": 1}
     pair = pair_seed(_private("mask a"), _public("mask b"), cohort, participant="a", peer="b", **at)
@@ -161,8 +177,38 @@ def compute_derivations():
     }
 
 
+def compute_certificates():
+    """An authority, a member's certificate and a list that revokes it, all valid through 2026, and the manifest then."""
+    joins, bodies = _bodies()
+    numbers = iter(range(100))
+    year = {"not_before": datetime(2026, 1, 1, tzinfo=UTC), "not_after": datetime(2027, 1, 1, tzinfo=UTC)}
+    authority = CertificateAuthority.create(
+        "consortium", **year, random_bytes=lambda count: _bytes(f"authority {next(numbers)}", count)
+    )
+    request = _identity("a").request_certificate("a")
+    certificate = authority.issue(request, participant="a", **year)
+    window = {"this_update": year["not_before"], "next_update": year["not_after"]}
+    revoked = authority.revocation_list([certificate], number=7, **window)
+    middle, roster = datetime(2026, 7, 1, tzinfo=UTC), _roster(authority.certificate)
+    roster.verify_certificate("a", certificate, middle, None)
+    RevocationList(authority.certificate).update(revoked, middle)
+    return {
+        "authority": authority.certificate.hex(),
+        "request of a": request.hex(),
+        "certificate of a": certificate.hex(),
+        "revocation list": revoked.hex(),
+        "authority hash": authority_hash(authority.certificate).hex(),
+        "manifest": manifest_hash(roster, 2, Terms(participants=3), joins, bodies["deal"]).hex(),
+    }
+
+
 @pytest.mark.parametrize(
-    ("file", "compute"), [("messages.json", compute_messages), ("derivations.json", compute_derivations)]
+    ("file", "compute"),
+    [
+        ("messages.json", compute_messages),
+        ("derivations.json", compute_derivations),
+        ("certificates.json", compute_certificates),
+    ],
 )
 def test_the_published_vectors_are_what_is_computed(file, compute):
     published = json.loads((VECTORS / file).read_text())

@@ -67,6 +67,7 @@ class ParticipantNode:
         state_directory: Own folder for the ledger.
         aggregator: Way to the aggregator.
         random: Secret randomness; the operating system's unless a test injects it.
+        certificate: Own certificate (DER) of the roster's authority; empty where it has none.
 
     Guarantees:
         - No record is read before the policy agreed and the round's ε is on the disk as reserved.
@@ -89,9 +90,11 @@ class ParticipantNode:
         state_directory: Path,
         aggregator: AggregatorClient,
         random: SecretRandom | None = None,
+        certificate: bytes = b"",
     ) -> None:
         self.name, self._identity, self._study, self._policy = name, identity, study, policy
         self._roster, self._store, self._aggregator = roster, store, aggregator
+        self._certificate = certificate
         self._random = SecretRandom() if random is None else random
         privacy, training = study.privacy, study.training
         self._terms = terms_of(study)
@@ -138,6 +141,7 @@ class ParticipantNode:
             epoch=epoch,
             store=self._store,
             random_bytes=self._random.bytes,
+            certificate=self._certificate,
         )
         return self._setup.join()
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import cbor2
 
 from hansa.errors import MalformedMessage, MessageTooLarge, WrongEpoch, WrongSession
+from hansa.secure_agg.certificates import MAXIMUM_CERTIFICATE_BYTES
 from hansa.secure_agg.ciphertext_format import KEY_BYTES
 from hansa.secure_agg.identity import Identity, Roster, verify_participant_id, verify_signature
 from hansa.secure_agg.parameters import MAXIMUM_PARTICIPANTS
@@ -67,13 +68,15 @@ def _is_bytes(name: str, value: Any) -> bool:
     if name in _ITEM_LENGTHS:
         items, rest = divmod(len(value), _ITEM_LENGTHS[name])
         return rest == 0 and items <= MAXIMUM_PARTICIPANTS
+    if name == "certificate":
+        return len(value) <= MAXIMUM_CERTIFICATE_BYTES
     if name == "sealed_shares":
         return SEAL_TAG_BYTES < len(value) <= SEAL_TAG_BYTES + 32 * MAXIMUM_PARTICIPANTS
     return len(value) <= MAXIMUM_DEAL_BYTES  # body
 
 
 def _verify_field(name: str, value: Any) -> None:
-    if name in _BYTE_LENGTHS or name in _ITEM_LENGTHS or name in ("sealed_shares", "body"):
+    if name in _BYTE_LENGTHS or name in _ITEM_LENGTHS or name in ("certificate", "sealed_shares", "body"):
         if not _is_bytes(name, value):
             raise MalformedMessage(f"{name} is not bytes of its length")
     elif name in _COUNTER_BOUNDS:
@@ -164,13 +167,14 @@ class Body(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Join(Body):
-    """E1: the keys of one member for one epoch."""
+    """E1: the keys of one member for one epoch, and its certificate; none in a consortium without an authority."""
 
     TYPE: ClassVar[str] = "join"
-    MAXIMUM_BYTES: ClassVar[int] = 512 + MEMBER_KEY_BYTES
+    MAXIMUM_BYTES: ClassVar[int] = 512 + MEMBER_KEY_BYTES + MAXIMUM_CERTIFICATE_BYTES
 
     kem_key: bytes
     channel_key: bytes
+    certificate: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
