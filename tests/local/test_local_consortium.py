@@ -19,7 +19,10 @@ from hansa.local_grid import from_bytes
 from hansa.participant.node import ParticipantNode
 from hansa.participant.policy import Policy
 from hansa.privacy.accounting import calibrate
+from hansa.secure_agg.certificate_authority import CertificateAuthority
+from hansa.secure_agg.certificates import utc_now
 from hansa.secure_agg.ciphertext_format import EXPANDED_BYTES, SEEDED_BYTES
+from hansa.secure_agg.messages import Join, open_signed
 from hansa.study import Study
 
 
@@ -101,6 +104,27 @@ def test_a_study_runs_in_two_processes_and_nothing_is_left(consortia, tiny, tiny
     assert up == 8 * SEEDED_BYTES + headers
     assert down == 8 * EXPANDED_BYTES + 4 * headers
     assert memory > 100 << 20
+
+
+def test_every_member_joins_with_its_own_certificate_of_an_authority_whose_key_is_nowhere(consortia, tiny):
+    crossed = []
+    with consortia(tap=lambda direction, data: crossed.append((direction, data))) as consortium:
+        consortium.run(lambda _: None)
+        roster, members = consortium._service._roster, consortium._hosts
+        assert all(not isinstance(value, CertificateAuthority) for value in vars(consortium).values())
+        assert len(members) == 2
+    records = [
+        from_bytes(data).content.config_records for direction, data in crossed if direction == "from node"
+    ]
+    signed = [record["reply"]["join"] for record in records if "join" in record["reply"]]
+    certificates = {}
+    for join in signed:
+        body = open_signed(join, Join, roster, 1)
+        certificates[body.sender] = body.certificate
+        roster.verify_certificate(body.sender, body.certificate, utc_now(), None)
+    assert tuple(sorted(certificates)) == tiny.NAMES
+    assert roster.authority
+    assert len(set(certificates.values())) == 4
 
 
 def test_members_that_vanish_at_random_come_back_with_the_same_state(consortia, tiny):

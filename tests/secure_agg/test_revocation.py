@@ -253,6 +253,13 @@ def test_what_a_request_asks_for_beside_name_and_key_is_not_certified(authority,
     assert not found.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
 
 
+def test_parts_of_a_second_do_not_count(identity):
+    window = {"not_before": NOW.replace(microsecond=7), "not_after": NOW + DAY + timedelta(microseconds=7)}
+    made = CertificateAuthority.create("consortium", **window)
+    issued = made.issue(identity.request_certificate(NAME), participant=NAME, **window)
+    assert x509.load_der_x509_certificate(issued).not_valid_after_utc == NOW + DAY
+
+
 def test_validities_that_are_none_are_refused(authority, identity, certificate):
     request = identity.request_certificate(NAME)
     naive = {"not_before": NOW.replace(tzinfo=None), "not_after": NOW + DAY}
@@ -261,6 +268,7 @@ def test_validities_that_are_none_are_refused(authority, identity, certificate):
         {"not_before": NOW + DAY, "not_after": NOW},
         {"not_before": NOW, "not_after": NOW + 31 * DAY},  # outlasts the authority
         naive,
+        {"not_before": NOW, "not_after": NOW.replace(tzinfo=None)},
     ):
         with pytest.raises(InvalidValue):
             authority.issue(request, participant=NAME, **window)

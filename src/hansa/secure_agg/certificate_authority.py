@@ -104,7 +104,10 @@ class CertificateAuthority:
         """
         verify_participant_id(participant)
         key = _requested_key(request, participant)
-        if not_after > x509.load_der_x509_certificate(self.certificate).not_valid_after_utc:
+        end = x509.load_der_x509_certificate(self.certificate).not_valid_after_utc
+        if (
+            not_after.utcoffset() is not None and not_after.replace(microsecond=0) > end
+        ):  # X.509 has whole seconds
             raise InvalidValue("a certificate cannot outlast its authority")
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, participant)])
         builder = _builder(subject, self._subject, key, not_before, not_after, self._random_bytes)
