@@ -285,3 +285,19 @@ def test_validities_that_are_none_are_refused(authority, identity, certificate):
     for wrong in (b"", other.certificate, other.issue(request, participant=NAME, **WINDOW)):
         with pytest.raises(CertificateRejected, match="to revoke"):
             authority.revocation_list([certificate, wrong], number=1, **LIST)
+
+
+def test_a_list_without_an_end_is_rejected(authority):
+    """No builder makes one, so a list's nextUpdate is cut out of it and the rest is signed anew."""
+    whole = authority.revocation_list([], number=1, **LIST)
+    signed = x509.load_der_x509_crl(whole).tbs_certlist_bytes
+    time = signed.rindex(b"\x17\x0d")  # UTCTime of 13 characters; the last one is nextUpdate
+    content = signed[2:time] + signed[time + 15 :]
+    assert signed[1] == len(signed) - 2 < 128
+    shorter = b"\x30" + bytes([len(content)]) + content
+    signature = b"\x03\x41\x00" + authority._private.sign(shorter)
+    content = shorter + b"\x30\x05\x06\x03\x2b\x65\x70" + signature
+    endless = b"\x30\x81" + bytes([len(content)]) + content
+    assert x509.load_der_x509_crl(endless).next_update_utc is None
+    with pytest.raises(CertificateRejected, match="has no end"):
+        listed(authority, endless)

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from hansa.secure_agg import packages
+from hansa import labels
+from hansa.secure_agg import dealing, packages
+from hansa.secure_agg.bfv import HeKey
 from hansa.secure_agg.certificate_authority import CertificateAuthority
 from hansa.secure_agg.certificates import RevocationList, authority_hash
+from hansa.secure_agg.ciphertext_format import pack_coefficients
 from hansa.secure_agg.cohort import ciphertext_list_hash, cohort_hash, roster_hash, state_tag, transcript_link
 from hansa.secure_agg.dealing import group_commitment
 from hansa.secure_agg.epoch import manifest_hash
@@ -151,6 +154,12 @@ def compute_derivations():
         "terms quorum 4": Terms(participants=4).hash.hex(),
         "terms strict 3": Terms(participants=3).hash.hex(),
         "group commitment": group_commitment(group_key).hex(),
+        # The form of a key: every coefficient below its prime. That one has been drawn well nobody can see.
+        "he key id of 0 to 8191": HeKey.load(
+            pack_coefficients(np.arange(8192, dtype=np.uint64))
+        ).key_id.hex(),
+        "he key seal": dealing._he_seal_key(group_key, _bytes("he")).hex(),
+        "deal info for b": dealing._deal_info(roster, 2, _bytes("he"), _bytes("gc"), "b").hex(),
         "manifest": manifest_hash(roster, 2, Terms(participants=3), joins, bodies["deal"]).hex(),
         "pair channel a b": channel.hex(),
         "share key a to b": sealing_key.hex(),
@@ -165,6 +174,7 @@ def compute_derivations():
         "pair seed a b": pair.hex(),
         "self seed a": self_seed(_bytes("seed"), cohort, participant="a", **at).hex(),
         "mask of pair seed": [int(value) for value in mask_stream(pair, 8)],
+        "mask of pair seed, modulus 2^47 + 5": [int(value) for value in mask_stream(pair, 8, 2**47 + 5)],
         "packed and tagged, sha256": hashlib.sha256(tagged.astype("<u8").tobytes()).hexdigest(),
         "tags": [int(value) for value in tagged[-8:]],
         "ciphertext list": ciphertext_list_hash([_bytes("c0", 30784), _bytes("c1", 30784)]).hex(),
@@ -216,3 +226,20 @@ def test_the_published_vectors_are_what_is_computed(file, compute):
     assert found.keys() == published.keys()
     for name, value in found.items():
         assert value == published[name], name
+
+
+PROTOCOL_LABELS = [
+    name
+    for name, label in vars(labels).items()
+    if isinstance(label, bytes) and (b"/secure-agg/" in label or name in ("SIGNATURE", "STATE_TAG"))
+]
+
+
+@pytest.mark.parametrize("name", PROTOCOL_LABELS)
+def test_every_label_of_the_protocol_stands_behind_a_published_value(name, monkeypatch):
+    """Another label, another value: so there is a vector for every derivation, and no two share a label."""
+    published = [json.loads((VECTORS / file).read_text()) for file in ("messages.json", "derivations.json")]
+    certificates = json.loads((VECTORS / "certificates.json").read_text())
+    assert list(vars(labels).values()).count(getattr(labels, name)) == 1
+    monkeypatch.setattr(labels, name, getattr(labels, name) + b"x")
+    assert [compute_messages(), compute_derivations()] != published or compute_certificates() != certificates
