@@ -196,6 +196,36 @@ def test_a_certificate_for_another_purpose_is_rejected(authority, identity, veri
         verify(forge(authority._private, identity, extensions=extensions))
 
 
+def der(content):
+    """A SEQUENCE of 128 to 65535 bytes."""
+    head = (
+        b"\x81" + bytes([len(content)]) if len(content) < 256 else b"\x82" + len(content).to_bytes(2, "big")
+    )
+    return b"\x30" + head + content
+
+
+def test_what_the_authority_signed_must_be_what_it_says(authority, certificate, verify):
+    """Made by hand, for no builder makes such certificates: changed, and signed anew."""
+    signed = x509.load_der_x509_certificate(certificate).tbs_certificate_bytes
+    content = signed[signed.index(version := b"\xa0\x03\x02\x01\x02") :]
+    edwards, other = b"\x06\x03\x2b\x65\x70", b"\x06\x03\x2b\x65\x71"
+
+    def made(content, algorithm):
+        signature = b"\x03\x41\x00" + authority._private.sign(der(content))
+        return der(der(content) + b"\x30\x05" + algorithm + signature)
+
+    assert made(content, edwards) == certificate
+    for wrong in (
+        made(content.replace(version, b""), edwards),  # version 1, with the extensions of version 3
+        made(content.replace(version, b"\xa0\x03\x02\x01\x01"), edwards),
+        made(content, other),
+        made(content.replace(edwards, other, 1), edwards),
+        made(content.replace(edwards, other, 1), other),
+    ):
+        with pytest.raises(CertificateRejected):
+            verify(wrong)
+
+
 def test_the_authoritys_own_certificate_is_no_members(authority, verify):
     key = authority._private.public_key().public_bytes_raw()
     with pytest.raises(CertificateRejected, match="basic constraints"):
