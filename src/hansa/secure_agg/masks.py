@@ -90,9 +90,11 @@ def mask_stream(seed: bytes, slots: int, modulus: int = PLAIN_MODULUS) -> NDArra
     values >>= np.uint64(shift)
     if not slots or int(values.max()) < modulus:  # nearly always: one pass instead of a list of places
         return values
-    replacement_key = derive_key(seed, salt=b"", info=labels.MASK_REPLACEMENT)
-    for slot in np.flatnonzero(values >= modulus).tolist():
-        values[slot] = _replacement(replacement_key, slot, shift, modulus)
+    rejected = np.flatnonzero(values >= modulus)
+    if rejected.size:
+        replacement_key = derive_key(seed, salt=b"", info=labels.MASK_REPLACEMENT)
+        for slot in rejected.tolist():
+            values[slot] = _replacement(replacement_key, slot, shift, modulus)
     return values
 
 
