@@ -214,6 +214,13 @@ class UnknownStudy(PolicyRefusal):
     code = "unknown_study"
 
 
+class CohortBelowPolicy(PolicyRefusal):
+    """The study has fewer participants than the participant's policy asks for."""
+
+    code = "cohort_below_policy"
+    default_hint = "lower smallest_cohort in the policy, or find more participants"
+
+
 class ReleaseNotAgreed(PolicyRefusal):
     """The study does not allow this output to leave the participant."""
 
@@ -470,11 +477,25 @@ class StateRollback(ProtocolError):
     default_hint = "do not restore old copies of the store; join again in a new epoch"
 
 
+class KeyRotationDue(ProtocolError):
+    """The keys of this epoch have served their rounds, or two sums under them could not be opened."""
+
+    code = "key_rotation_due"
+    default_hint = "enter a new epoch; its dealer makes new keys"
+
+
 class ParticipantLost(ProtocolError):
-    """A participant did not answer, or answered with an error; strict mode cannot go on without it."""
+    """Too few participants answered, or one did not where all must."""
 
     code = "participant_lost"
-    default_hint = "strict mode needs every participant; start the run afresh"
+    default_hint = "quorum mode can lose n - T participants in a round, strict mode none; look at their logs"
+
+
+class ParticipantRefused(ParticipantLost):
+    """A participant's policy or budget refuses; asking it again changes nothing."""
+
+    code = "participant_refused"
+    default_hint = "its owner decides: see the code, and that participant's policy and ledger"
 
 
 class UpdateShapeMismatch(ProtocolError):

@@ -14,6 +14,7 @@ HE_KEY_ID = b"hansa/v2/secure-agg/he-key-id"
 ROSTER = b"hansa/v2/secure-agg/roster"
 SIGNED_MESSAGE = b"hansa/v1/secure-agg/signed-message"
 TRANSCRIPT = b"hansa/v2/secure-agg/transcript"  # an HMAC under the group key since v2
+VOID_LINK = b"hansa/v1/secure-agg/void-link"
 PARAMETERS = b"hansa/v1/secure-agg/parameters"
 MANIFEST = b"hansa/v2/secure-agg/manifest"  # covers the pinned authority since v2
 AUTHORITY = b"hansa/v1/secure-agg/authority"

@@ -216,6 +216,9 @@ class AggregationSettings(_Settings):
     masks: bool = Field(default=True, description="updates carry pairwise masks; nothing else is built")
     encryption: Literal["bfv"] = Field(default="bfv", description="homomorphic encryption of updates")
     participants: int = Field(description="participants of every round")
+    rounds_per_epoch: int = Field(
+        default=0, ge=0, le=2**31 - 1, description="rounds that one set of keys serves; 0 for the whole study"
+    )
 
     @field_validator("masks")
     @classmethod
@@ -298,7 +301,7 @@ class Study(_Settings):
         return _validate(agreement)
 
     def protections(self) -> dict[str, bool]:
-        """Tell of every layer of protection whether it is on; a layer that is not built yet is off.
+        """Tell of every layer of protection whether it is on.
 
         16 bits for every entry is the form that an integer sum needs anyway and no compression.
         """
@@ -310,7 +313,7 @@ class Study(_Settings):
             "signatures": True,
             "in_slot_tag": True,
             "dropout_recovery": self.aggregation.mode == "quorum",
-            "crash_recovery": False,
+            "crash_recovery": True,
             "coordinator_equivocation_check": True,
         }
 

@@ -67,7 +67,9 @@ def test_steps_come_in_their_order_and_each_once(house):
     for name, node in house.nodes.items():
         node.train(1, 0, packages, shares[name])
     house.service.close()
-    refused(errors.StaleRound, "train", 1, 0, packages, own)
+    sent = list(house.wires["bank-1"].sent)
+    house.nodes["bank-1"].train(1, 0, packages, own)  # the same bytes again, whatever the request holds
+    assert house.wires["bank-1"].sent == sent + sent
     for at in ((2, 0), (1, 1), (0, 0)):
         for step, values in (("answer", []), ("consents", [JUNK]), ("unmask", [JUNK]), ("open", [])):
             refused(errors.OutOfOrder, step, *at, *values)

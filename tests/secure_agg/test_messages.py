@@ -18,7 +18,6 @@ from hansa.errors import (
 from hansa.secure_agg import messages
 from hansa.secure_agg.identity import Identity, Roster, verify_signature
 from hansa.secure_agg.messages import (
-    Abort,
     Consent,
     Deal,
     Envelope,
@@ -27,6 +26,7 @@ from hansa.secure_agg.messages import (
     Release,
     RoundResult,
     UploadHeader,
+    Void,
     Vote,
     open_signed,
     sign_message,
@@ -95,7 +95,7 @@ ANY_RECORD = st.one_of(
         sealed_shares=st.binary(min_size=17, max_size=200),
     ),
     st.builds(RoundResult, **HEAD, cohort_hash=HASH, roster_hash=HASH, state_tag=HASH),
-    st.builds(Abort, **HEAD),
+    st.builds(Void, **HEAD, cohort_hash=HASH, roster_hash=HASH, transcript=HASH),
     st.builds(
         Envelope,
         type=st.just("vote"),
@@ -104,7 +104,7 @@ ANY_RECORD = st.one_of(
         signature=st.binary(min_size=64, max_size=64),
     ),
 )
-KINDS = [Join, Deal, Vote, Package, UploadHeader, Consent, Release, RoundResult, Abort]
+KINDS = [Join, Deal, Vote, Package, UploadHeader, Consent, Release, RoundResult, Void]
 GOLDEN_SIGNATURE = (
     "034c1eb59bc9475663a33777c620de83e9e797668ed44fdc12b7547f6ffe99f8"
     "49357c6043a0004fdb961bb96b5e1908d6972e3586e95d6a0ae152b3dcdf060b"

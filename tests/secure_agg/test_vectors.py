@@ -16,13 +16,19 @@ from hansa.secure_agg.bfv import HeKey
 from hansa.secure_agg.certificate_authority import CertificateAuthority
 from hansa.secure_agg.certificates import RevocationList, authority_hash
 from hansa.secure_agg.ciphertext_format import pack_coefficients
-from hansa.secure_agg.cohort import ciphertext_list_hash, cohort_hash, roster_hash, state_tag, transcript_link
+from hansa.secure_agg.cohort import (
+    ciphertext_list_hash,
+    cohort_hash,
+    roster_hash,
+    state_tag,
+    transcript_link,
+    void_link,
+)
 from hansa.secure_agg.dealing import group_commitment
 from hansa.secure_agg.epoch import manifest_hash
 from hansa.secure_agg.identity import Identity, Roster
 from hansa.secure_agg.masks import mask_stream, pair_seed, self_seed
 from hansa.secure_agg.messages import (
-    Abort,
     Consent,
     Deal,
     Join,
@@ -30,6 +36,7 @@ from hansa.secure_agg.messages import (
     Release,
     RoundResult,
     UploadHeader,
+    Void,
     Vote,
     sign_message,
 )
@@ -105,7 +112,7 @@ def _bodies():
         "consent": Consent(**head, **hashes),
         "release": Release(**head, **hashes, sealed_shares=_bytes("shares", 112)),
         "round-result": RoundResult(**head, **hashes, state_tag=_bytes("tag")),
-        "abort": Abort(**head),
+        "void": Void(**head, **hashes, transcript=_bytes("transcript")),
     }
 
 
@@ -184,6 +191,7 @@ def compute_derivations():
         "transcript": transcript_link(
             group_key, _bytes("transcript"), roster_bytes, _bytes("aggregate"), total
         ).hex(),
+        "void link": void_link(group_key, _bytes("transcript"), roster_bytes).hex(),
     }
 
 

@@ -19,6 +19,7 @@ def make_server_app(
     nodes: Mapping[str, int],
     aggregation: AggregationService,
     rounds: int,
+    rounds_per_epoch: int = 0,
     deadline_seconds: float,
     on_round: Callable[[RoundSummary], None],
 ) -> ServerApp:
@@ -41,6 +42,7 @@ def make_server_app(
             nodes=nodes,
             aggregation=aggregation,
             rounds=rounds,
+            rounds_per_epoch=rounds_per_epoch,
             deadline_seconds=deadline_seconds,
             on_round=on_round,
         ).run()

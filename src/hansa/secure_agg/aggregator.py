@@ -128,8 +128,6 @@ class RoundAggregator:
             AggregateHashMismatch: The ciphertexts are not those that the header was signed for.
             MalformedCiphertext: A ciphertext is not of the accepted form.
         """
-        if self._roster_hash:
-            raise OutOfOrder(f"the roster of round {self._round} attempt {self._attempt} is closed")
         # 1.1
         header = open_signed(signed_header, UploadHeader, self._roster, self._epoch)
         verify_round(header, self._round, self._attempt)
@@ -137,6 +135,8 @@ class RoundAggregator:
             raise NotInCohort(f"{header.sender!r} is not in the cohort of round {self._round}")
         if header.sender in self._headers:
             raise DuplicateMessage(f"{header.sender!r} has uploaded already")
+        if self._roster_hash:
+            raise OutOfOrder(f"the roster of round {self._round} attempt {self._attempt} is closed")
         # 1.2
         self._verify_like_first(header)
         # 1.3

@@ -122,6 +122,11 @@ def transcript_link(
     )
 
 
+def void_link(group_key: bytes, previous: bytes, roster: bytes) -> bytes:
+    """Return the link of a round whose sum could not be opened: HMAC over previous link and roster hash."""
+    return hmac.digest(group_key, framed(labels.VOID_LINK, previous, roster), "sha256")
+
+
 def state_tag(group_key: bytes, model_hash: bytes) -> bytes:
     """Return the tag of a model state that the coordinator may see, 32 bytes.
 

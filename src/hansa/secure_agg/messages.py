@@ -38,6 +38,7 @@ _BYTE_LENGTHS = {
     "previous_transcript": 32,
     "ciphertext_list_hash": 32,
     "roster_hash": 32,
+    "transcript": 32,
     "signature": 64,
 }
 # Byte strings of several items of one length, at most one item a member.
@@ -275,10 +276,14 @@ class RoundResult(RoundBody):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Abort(RoundBody):
-    """This member does not go on with the attempt. It never says why."""
+class Void(RoundBody):
+    """R5: the sum of this roster could not be opened, and the history goes on without it. It never says why."""
 
-    TYPE: ClassVar[str] = "abort"
+    TYPE: ClassVar[str] = "void"
+
+    cohort_hash: bytes
+    roster_hash: bytes
+    transcript: bytes
 
 
 B = TypeVar("B", bound=Body)

@@ -7,6 +7,7 @@
     R3 consents   T consents to one roster with dropouts: release
     R4            one share for each member of the cohort: of its self-mask if it uploaded, else of its mask key
     R5 unmask     T releases: recover the masks, open the sum
+       void       it cannot be opened: say so, and with T that say so leave the round behind
     R6 confirm, finish
 
 E4 to R1 are in `uploading.py`. In strict mode there are no shares: R0, R1, then `open` takes headers and aggregate at
@@ -15,16 +16,19 @@ one cohort (I1), shares are released once for a model state (I2), masks serve on
 object on the same store sends again what was stored, and nothing else for the same attempt.
 """
 
-from collections.abc import Sequence
+import hmac
+from collections.abc import Callable, Sequence
 
 from hansa.errors import (
     AlreadyReleased,
+    CohortMismatch,
     CohortTooSmall,
     DuplicateMessage,
     NotEnoughConsents,
     OutOfOrder,
     RosterEquivocation,
     StaleRound,
+    TranscriptDivergence,
 )
 from hansa.secure_agg.attempt import (
     LOCK,
@@ -37,13 +41,14 @@ from hansa.secure_agg.attempt import (
     save_attempt,
     view_roster,
 )
-from hansa.secure_agg.cohort import cohort_hash, open_each, state_tag, verify_round
-from hansa.secure_agg.messages import Abort, Consent, Package, Release, RoundResult, sign_message
+from hansa.secure_agg.cohort import cohort_hash, open_each, state_tag, verify_round, void_link
+from hansa.secure_agg.messages import Consent, Package, Release, RoundResult, Void
 from hansa.secure_agg.packages import verify_form
 from hansa.secure_agg.sealing import release_key, seal
 from hansa.secure_agg.shamir import SHARE_BYTES
 from hansa.secure_agg.unmasking import Opened, open_sum, unmask
 from hansa.secure_agg.uploading import HASH_BYTES, UploadMachine
+from hansa.secure_agg.voiding import UNOPENABLE, failed_roster, note_failure, verify_voids
 
 
 class RoundMachine(UploadMachine):
@@ -184,7 +189,9 @@ class RoundMachine(UploadMachine):
         attempt, view, record = self._running(), self._view, self._upload_record()
         if view is None or record is None or self._released(attempt) is None:
             raise OutOfOrder("releases came before this member has released")
-        return unmask(self._epoch, attempt, view, record["count"], releases)
+        return self._noting(
+            attempt, view, lambda: unmask(self._epoch, attempt, view, record["count"], releases)
+        )
 
     def open(self, headers: Sequence[bytes], aggregate: Sequence[bytes]) -> Opened:
         """Step R2 in strict mode: open the sum of the whole roster.
@@ -198,7 +205,17 @@ class RoundMachine(UploadMachine):
             raise OutOfOrder("in quorum mode a sum is opened from released shares")
         attempt, view = self._locked(headers, aggregate)
         record = self._upload_record() or {}
-        return open_sum(self._epoch, attempt, view, record["count"], None)
+        return self._noting(
+            attempt, view, lambda: open_sum(self._epoch, attempt, view, record["count"], None)
+        )
+
+    def _noting(self, attempt: Attempt, view: RosterView, opening: Callable[[], Opened]) -> Opened:
+        """Open a sum; a failure is on the store before anybody learns of it."""
+        try:
+            return opening()
+        except UNOPENABLE:
+            note_failure(self._store, self._epoch.number, attempt.cohort_hash, view.roster_hash)
+            raise
 
     def catch_up(
         self,
@@ -260,9 +277,55 @@ class RoundMachine(UploadMachine):
         own_header = record["header"] if record and record["cohort"] == missed.cohort_hash else None
         view = view_roster(self._epoch, missed, own_header, count, headers, aggregate, must_contain_own=False)
         self._verify_lock(missed, view)
-        opened = unmask(self._epoch, missed, view, count, releases)
+        opened = self._noting(missed, view, lambda: unmask(self._epoch, missed, view, count, releases))
         self._caught_up = {name: body.number for name, (body, _) in found.items()}
         return opened
+
+    def void(self) -> bytes:
+        """Step R5: return the signed Void of the running attempt, whose sum this member could not open.
+
+        Raises:
+            OutOfOrder: No attempt is running, its sum did not fail here, or the mode is strict: there nothing was
+                released, and another attempt is the way on.
+        """
+        attempt = self._running()
+        roster = failed_roster(self._store, attempt.cohort_hash)
+        if roster is None or self._epoch.terms.strict or self._released(attempt) is None:
+            raise OutOfOrder(f"the sum of round {attempt.round} attempt {attempt.attempt} did not fail here")
+        link = void_link(self._epoch.group_key, attempt.transcript, roster)
+        return self._sign(Void, attempt, cohort_hash=attempt.cohort_hash, roster_hash=roster, transcript=link)
+
+    def skip(self, round_index: int, attempt: int, voids: Sequence[bytes], *, transcript: bytes) -> bytes:
+        """Step R5: check that T members declare a round void. Then `finish` with the same numbers.
+
+        Args:
+            round_index: Round number.
+            attempt: Attempt number.
+            voids: Signed Void of T members; untrusted.
+            transcript: Last link of the transcript before the round.
+
+        Returns:
+            The link of the void round, 32 bytes.
+
+        Raises:
+            StaleRound: A later attempt was entered.
+            CohortMismatch, RosterEquivocation: This member takes part in another cohort, or was shown another roster.
+            TranscriptDivergence: The voids belong to another history.
+            See `voiding.verify_voids` for everything else.
+        """
+        if (round_index, attempt) < self.entered:
+            raise StaleRound(f"round {round_index} attempt {attempt} is over: {self.entered} was entered")
+        body = verify_voids(self._epoch, round_index, attempt, voids)
+        own, lock = self._attempt, load(self._store, LOCK)
+        if own is not None and not own.closed and (own.round, own.attempt) == (round_index, attempt):
+            if own.cohort_hash != body.cohort_hash:
+                raise CohortMismatch(f"round {round_index} is declared void for another cohort")
+            if lock is not None and lock["cohort"] == own.cohort_hash and lock["roster"] != body.roster_hash:
+                raise RosterEquivocation(f"round {round_index} is declared void for another roster")
+        link = void_link(self._epoch.group_key, transcript, body.roster_hash)
+        if not hmac.compare_digest(link, body.transcript):
+            raise TranscriptDivergence(f"the voids of round {round_index} continue another history")
+        return link
 
     def confirm(self, opened: Opened, model_hash: bytes) -> bytes:
         """Step R6: return the signed RoundResult with the tag of the model state after the round."""
@@ -303,15 +366,3 @@ class RoundMachine(UploadMachine):
         for key in (UPLOAD, LOCK):
             self._store.delete(key)
         self._drop_spent_packages()
-
-    def abort(self, round_index: int, attempt: int) -> bytes:
-        """Return the signed Abort for the coordinator: the same bytes whatever went wrong."""
-        body = Abort(
-            session=self._epoch.roster.session_id,
-            study=self._epoch.roster.study_id,
-            epoch=self._epoch.number,
-            sender=self._epoch.participant,
-            round=round_index,
-            attempt=attempt,
-        )
-        return sign_message(self._identity, body)

@@ -124,6 +124,27 @@ def unmask(epoch: Epoch, attempt: Attempt, view: RosterView, count: int, release
     return open_sum(epoch, attempt, view, count, mask, faulty)
 
 
+def verify_certificate(
+    epoch: Epoch, round_index: int, attempt: int, roster_hash: bytes, releases: Sequence[bytes]
+) -> None:
+    """Check that T members released for the roster whose sum this member has applied.
+
+    Raises:
+        NotEnoughShares: Fewer than T releases.
+        RosterEquivocation: A release for another roster or aggregate.
+        DuplicateMessage, StaleRound, StateRollback, MalformedMessage, UnknownSender, BadSignature, WrongSession,
+        WrongEpoch:
+            See `unmask`.
+    """
+    found = open_each(releases, Release, epoch.roster, epoch.number, DuplicateMessage)
+    for name, (body, _) in found.items():
+        verify_round(body, round_index, attempt)
+        if not hmac.compare_digest(body.roster_hash, roster_hash):
+            raise RosterEquivocation(f"the release of {name!r} is for another roster or aggregate")
+    if len(found) < epoch.terms.threshold:
+        raise NotEnoughShares(f"{len(found)} releases are fewer than the threshold {epoch.terms.threshold}")
+
+
 def _open_releases(
     epoch: Epoch, attempt: Attempt, view: RosterView, releases: Sequence[bytes]
 ) -> dict[str, bytes]:

@@ -23,6 +23,7 @@ from hansa.errors import (
     CiphertextSizeMismatch,
     CohortTooSmall,
     InvalidValue,
+    KeyRotationDue,
     NotInCohort,
     OutOfOrder,
     OwnKeyMismatch,
@@ -32,6 +33,7 @@ from hansa.errors import (
     UploadReuse,
 )
 from hansa.secure_agg.attempt import (
+    LOCK,
     UPLOAD,
     Attempt,
     RosterView,
@@ -56,6 +58,7 @@ from hansa.secure_agg.packing import pack
 from hansa.secure_agg.parameters import PLAIN_MODULUS, SLOTS
 from hansa.secure_agg.store import Store
 from hansa.secure_agg.tag import SumTag
+from hansa.secure_agg.voiding import MOST_FAILURES, failures
 
 UNUSED_PACKAGES = 2
 HASH_BYTES = 32
@@ -87,6 +90,23 @@ class UploadMachine:
     def entered(self) -> tuple[int, int]:
         """Round and attempt entered last; (0, -1) before any."""
         return (0, -1) if self._attempt is None else (self._attempt.round, self._attempt.attempt)
+
+    @property
+    def running(self) -> bool:
+        """Whether the attempt that was entered last is still open in this epoch."""
+        attempt = self._attempt
+        return attempt is not None and not attempt.closed and attempt.epoch == self._epoch.number
+
+    @property
+    def answered(self) -> bool:
+        """Whether this very object has checked a roster of the running attempt; after a restart it has not."""
+        return self._view is not None
+
+    @property
+    def locked(self) -> bool:
+        """Whether this member has answered a roster of the running attempt, now or before a restart."""
+        lock = load(self._store, LOCK)
+        return lock is not None and self.running and lock["cohort"] == self._running().cohort_hash
 
     @property
     def upload(self) -> tuple[bytes, list[bytes]] | None:
@@ -218,6 +238,7 @@ class UploadMachine:
 
         Raises:
             StaleRound: This attempt or a later one was entered.
+            KeyRotationDue: Two sums under this epoch's keys could not be opened.
             AlreadyReleased: Shares were released for this model state (I2).
             MalformedMessage, UnknownSender, BadSignature, WrongSession, WrongEpoch: See `messages.open_signed`.
             DuplicateMember, CohortTooSmall, NotInCohort: The cohort is not one.
@@ -230,6 +251,10 @@ class UploadMachine:
             raise StaleRound(f"round {round_index} attempt {attempt} is over: {self.entered} was entered")
         if len(model_hash) != HASH_BYTES or len(transcript) != HASH_BYTES or not 0 <= attempt < 2**16:
             raise InvalidValue("model hash and transcript are 32 bytes, an attempt is 0 to 65535")
+        if failures(self._store, self._epoch.number) >= MOST_FAILURES:
+            raise KeyRotationDue(
+                f"{MOST_FAILURES} sums of epoch {self._epoch.number} could not be opened; its keys are not used again"
+            )
         if self._store.get(release_record(model_hash)) is not None:
             raise AlreadyReleased(f"shares were released for the model state before round {round_index}")
         if len(blobs) != len(packages):
