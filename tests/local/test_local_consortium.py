@@ -15,7 +15,7 @@ import torch
 import hansa
 from hansa import errors, local
 from hansa.local import LocalConsortium, Member
-from hansa.local_grid import from_bytes
+from hansa.local_grid import from_bytes, to_bytes
 from hansa.participant.node import ParticipantNode
 from hansa.participant.policy import Policy
 from hansa.privacy.accounting import calibrate
@@ -106,25 +106,26 @@ def test_a_study_runs_in_two_processes_and_nothing_is_left(consortia, tiny, tiny
     assert memory > 100 << 20
 
 
-def test_every_member_joins_with_its_own_certificate_of_an_authority_whose_key_is_nowhere(consortia, tiny):
+def test_members_join_with_certificates_of_an_authority_whose_key_is_nowhere_also_after_a_restart(
+    consortia, tiny
+):
     crossed = []
-    with consortia(tap=lambda direction, data: crossed.append((direction, data))) as consortium:
+    with consortia(tap=lambda direction, data: crossed.append((direction, from_bytes(data)))) as consortium:
         consortium.run(lambda _: None)
-        roster, members = consortium._service._roster, consortium._hosts
+        roster = consortium._service._roster
         assert all(not isinstance(value, CertificateAuthority) for value in vars(consortium).values())
-        assert len(members) == 2
-    records = [
-        from_bytes(data).content.config_records for direction, data in crossed if direction == "from node"
-    ]
-    signed = [record["reply"]["join"] for record in records if "join" in record["reply"]]
-    certificates = {}
-    for join in signed:
-        body = open_signed(join, Join, roster, 1)
-        certificates[body.sender] = body.certificate
-        roster.verify_certificate(body.sender, body.certificate, utc_now(), None)
-    assert tuple(sorted(certificates)) == tiny.NAMES
-    assert roster.authority
-    assert len(set(certificates.values())) == 4
+        consortium._restart("bank-1")
+        asked = next(message for _, message in crossed if message.metadata.message_type == "query.join")
+        asked.content["request"]["round"] = 2
+        again = from_bytes(consortium._host("bank-1").call("message", "bank-1", to_bytes(asked)))
+    replies = [message.content["reply"] for direction, message in crossed if direction == "from node"]
+    joins = [open_signed(reply["join"], Join, roster, 1) for reply in replies if "join" in reply]
+    for join in joins:
+        roster.verify_certificate(join.sender, join.certificate, utc_now(), None)
+    certificates = {join.sender: join.certificate for join in joins}
+    assert (tuple(sorted(certificates)), len(set(certificates.values()))) == (tiny.NAMES, 4)
+    later = open_signed(again.content["reply"]["join"], Join, roster, 2)
+    assert later.certificate == certificates["bank-1"]
 
 
 def test_members_that_vanish_at_random_come_back_with_the_same_state(consortia, tiny):
