@@ -156,20 +156,9 @@ class House:
         self.ledgers = {name: directory / name / "ledger.jsonl" for name in self.names}
         for name in self.names:
             (directory / name).mkdir(parents=True)
-            self.nodes[name] = ParticipantNode(
-                name=name,
-                identity=self.identities[name],
-                study=study,
-                policy=policies[name],
-                roster=self.roster,
-                store=self.stores[name],
-                model=base.model(),
-                layout=base.layout,
-                rows=rows[name],
-                state_directory=directory / name,
-                aggregator=self.wires[name],
-                random=random.get(name),
-            )
+            self._rows, self._policies, self._random = rows, policies, random
+            self.directories = {member: directory / member for member in self.names}
+            self.nodes[name] = self._node(name)
         self.errors: dict[str, list[Error]] = {name: [] for name in self.names}
         self.apps = {
             name: make_client_app(self.nodes[name], report=self.errors[name].append) for name in self.names
@@ -186,6 +175,28 @@ class House:
         self.packages: list[bytes] = []
         self.shares: dict[str, list[bytes]] = {}
 
+    def _node(self, name: str) -> ParticipantNode:
+        return ParticipantNode(
+            name=name,
+            identity=self.identities[name],
+            study=self.study,
+            policy=self._policies[name],
+            roster=self.roster,
+            store=self.stores[name],
+            model=self.base.model(),
+            layout=self.base.layout,
+            rows=self._rows[name],
+            state_directory=self.directories[name],
+            aggregator=self.wires[name],
+            random=self._random.get(name),
+        )
+
+    def restart(self, name: str) -> ParticipantNode:
+        """Forget a member's node and make it anew from store and ledger, as after a crash."""
+        self.nodes[name] = self._node(name)
+        self.apps[name] = make_client_app(self.nodes[name], report=self.errors[name].append)
+        return self.nodes[name]
+
     def _handler(self, name: str) -> Callable[[bytes], bytes]:
         return lambda message: to_bytes(self.apps[name](from_bytes(message), context()))
 
@@ -198,6 +209,7 @@ class House:
             "nodes": self.node_ids,
             "aggregation": self.service,
             "rounds": self.study.training.rounds,
+            "rounds_per_epoch": self.study.aggregation.rounds_per_epoch,
             "deadline_seconds": 60.0,
             "on_round": on_round or (lambda _: None),
         }

@@ -276,15 +276,16 @@ class LocalConsortium:
         }
         session_id = os.urandom(16)
         roster = _roster(self._study, session_id, members, authority.certificate)
-        self._pinned = (session_id, [list(member) for member in members], authority.certificate)
+        self._pinned = pinned = (session_id, [list(member) for member in members], authority.certificate)
         for name, certificate in self._certificates.items():
-            self._host(name).call("install", name, *self._pinned, certificate)
+            self._host(name).call("install", name, *pinned, certificate)
         return roster
 
     def _restart(self, name: str) -> None:
         """Make a member anew from what is on its disk, as if its process had ended and begun again."""
-        if self._pinned is not None:
-            self._host(name).call("restart", name, *self._pinned, self._certificates[name])
+        pinned = self._pinned
+        if pinned is not None:
+            self._host(name).call("restart", name, *pinned, self._certificates[name])
 
     def _replace(self, worker: int) -> None:
         """Start a worker anew in place of one that died, with its members as their stores have them."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hansa.secure_agg.aggregator import RoundAggregator
-from hansa.secure_agg.bfv import HeKey
+from hansa.secure_agg.bfv import CiphertextSum, HeKey
 from hansa.secure_agg.certificate_authority import CertificateAuthority
 from hansa.secure_agg.epoch import Epoch, EpochSetup
 from hansa.secure_agg.identity import Identity, Roster
@@ -140,6 +140,11 @@ class House:
     def begin(self, number: int = 1, attempt: int = 0, cohort: list[str] | None = None) -> Round:
         cohort = cohort or self.names
         self.post(cohort)
+        return self.begin_with_posted(number, attempt, cohort)
+
+    def begin_with_posted(self, number: int, attempt: int, cohort: list[str] | None = None) -> Round:
+        """Begin an attempt with the packages that are on the board."""
+        cohort = cohort or self.names
         packages, shares = self.board.take(cohort)
         aggregator = RoundAggregator(
             roster=self.roster,
@@ -204,6 +209,13 @@ class House:
             "transcript": transcript,
         }
         return self.machines[name].catch_up(**(arguments | changes))
+
+    def sum_of(self, ciphertexts: list[bytes]) -> list[bytes]:
+        """An aggregate of the coordinator's own making, of one ciphertext."""
+        total = CiphertextSum()
+        for ciphertext in ciphertexts:
+            total.add(ciphertext)
+        return [total.serialise()]
 
     def finish(self, name: str, round_: Round, opened: Opened) -> None:
         self.state[name] = (
