@@ -21,7 +21,7 @@ Error
 │   ├── PackageHashMismatch, ShareOpenFailed, ShareHashMismatch, ShareCommitmentMismatch, NotEnoughShares
 │   ├── PackageLeavesMissing
 │   ├── NotInCohort, RosterNotSubset, RosterTooSmall, RosterEquivocation, NotEnoughConsents
-│   ├── OwnUploadMissing, OwnUploadAltered, GroupSealInvalid, UploadTooSlow, ResultExpired
+│   ├── OwnUploadMissing, OwnUploadAltered, GroupSealInvalid, UploadTooSlow, ResultExpired, CertificateRejected
 │   └── UpdateShapeMismatch, UpdateNotFinite, UpdateOutOfRange
 ├── ReportValueInvalid            exit 1    a result holds a value that no report may show
 ├── OutputNotWritable             exit 73   a report cannot be written where it was asked for
@@ -254,6 +254,15 @@ class UnknownSender(ProtocolError):
     """A message comes from somebody who is not in the pinned roster."""
 
     code = "unknown_sender"
+
+
+class CertificateRejected(ProtocolError):
+    """A certificate or revocation list is not a valid one of the pinned authority for this member and key."""
+
+    code = "certificate_rejected"
+    default_hint = (
+        "compare it with the pinned authority and roster; the authority issues another one for the same key"
+    )
 
 
 class DuplicateMember(ProtocolError):

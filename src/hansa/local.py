@@ -2,8 +2,9 @@
 
 The same ServerApp and ClientApps that run between institutions run here on a `LocalGrid`. Participants are separate objects with
 separate state folders, spread over worker processes; nothing but Flower messages and the aggregation service passes between the
-two sides. What a consortium sets up by other means before a study - the roster of identity keys, the public base model - is
-installed here through each worker's own pipe. Common keys are dealt by a member and sealed to each of the others.
+two sides. What a consortium sets up by other means before a study - its certificate authority, the roster of identity keys, the
+public base model - is installed here through each worker's own pipe. Common keys are dealt by a member and sealed to each of the
+others.
 
 This module also gives the *evaluator's view* that only a demonstration has: it reads participants' states, which no study can.
 """
@@ -14,6 +15,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,12 +41,15 @@ from hansa.participant.node import ParticipantNode, terms_of
 from hansa.participant.policy import Policy
 from hansa.participant.store import SealedStore, open_or_make_key
 from hansa.participant.trainer import Rows
+from hansa.secure_agg.certificate_authority import CertificateAuthority
+from hansa.secure_agg.certificates import utc_now
 from hansa.secure_agg.codec import kept_entries
 from hansa.secure_agg.identity import Identity, Roster, verify_participant_id
 from hansa.secure_agg.store import Store
 from hansa.study import Study
 
 DEADLINE_SECONDS = 600.0
+_CERTIFICATE_VALIDITY = timedelta(days=30)  # longer than any run
 _FIRST_NODE = 100
 _IDENTITY = "node/identity"
 
@@ -116,7 +121,8 @@ class LocalConsortium:
         self._study, self._members, self._tap = study, tuple(members), tap
         self._open_store = open_store or open_sealed_store
         self.dropouts = Dropouts([member.name for member in members], drop, on_return=self._restart)
-        self._pinned: tuple[bytes, list[list[Any]]] | None = None
+        self._pinned: tuple[bytes, list[list[Any]], bytes] | None = None
+        self._certificates: dict[str, bytes] = {}
         self._replacing = threading.Lock()
         self.replaced_workers = 0
         self._make_model, self._layout, self._jobs = make_model, layout, dict(jobs or {})
@@ -261,22 +267,33 @@ class LocalConsortium:
     # -- inside ------------------------------------------------------------------------------------------
 
     def _install(self) -> Roster:
-        """Let every participant make its identity, and pin the roster of them at each. All other keys come over the grid."""
+        """Let every participant make its identity, certify it, and pin roster and authority at each.
+
+        All other keys come over the grid. The authority's key is gone when this returns.
+        """
         for member in self._members:
             verify_participant_id(member.name)  # folders are called by it
-        identities = {m.name: self._host(m.name).call("enrol", m.name) for m in self._members}
-        session_id, members = os.urandom(16), sorted(identities.items())
-        roster = _roster(self._study, session_id, members)
-        self._pinned = pinned = (session_id, [list(member) for member in members])
-        for member in self._members:
-            self._host(member.name).call("install", member.name, *pinned)
+        begin = utc_now()
+        end = begin + _CERTIFICATE_VALIDITY
+        authority = CertificateAuthority.create("local consortium", not_before=begin, not_after=end)
+        enrolled = {m.name: self._host(m.name).call("enrol", m.name) for m in self._members}
+        members = sorted((name, public) for name, (public, _) in enrolled.items())
+        self._certificates = {
+            name: authority.issue(request, participant=name, not_before=begin, not_after=end)
+            for name, (_, request) in enrolled.items()
+        }
+        session_id = os.urandom(16)
+        roster = _roster(self._study, session_id, members, authority.certificate)
+        self._pinned = pinned = (session_id, [list(member) for member in members], authority.certificate)
+        for name, certificate in self._certificates.items():
+            self._host(name).call("install", name, *pinned, certificate)
         return roster
 
     def _restart(self, name: str) -> None:
         """Make a member anew from what is on its disk, as if its process had ended and begun again."""
         pinned = self._pinned
         if pinned is not None:
-            self._host(name).call("restart", name, *pinned)
+            self._host(name).call("restart", name, *pinned, self._certificates[name])
 
     def _replace(self, worker: int) -> None:
         """Start a worker anew in place of one that died, with its members as their stores have them."""
@@ -377,9 +394,10 @@ class _Seats:
             "inspect": self.inspect,
         }
 
-    def enrol(self, name: str) -> bytes:
-        """Make the participant's identity where it is used; only its public key leaves."""
-        return self._identity(name).public
+    def enrol(self, name: str) -> tuple[bytes, bytes]:
+        """Make the participant's identity where it is used; only its public key and a request for a certificate leave."""
+        identity = self._identity(name)
+        return identity.public, identity.request_certificate(name)
 
     def _identity(self, name: str) -> Identity:
         """Give the participant's identity, made and kept in its store at the first call."""
@@ -394,31 +412,35 @@ class _Seats:
             store.put(_IDENTITY, secret)
         return Identity.load(secret)
 
-    def install(self, name: str, session_id: bytes, members: list[list[Any]]) -> None:
-        """Pin the roster at the participant, and make its node on its store."""
+    def install(
+        self, name: str, session_id: bytes, members: list[list[Any]], authority: bytes, certificate: bytes
+    ) -> None:
+        """Pin roster and authority at the participant, give it its certificate, and make its node on its store."""
         member = self._members[name]
+        pinned = [(str(n), bytes(key)) for n, key in members]
         self._nodes[name] = ParticipantNode(
             name=name,
             identity=self._identity(name),
             study=self._study,
             policy=member.policy,
-            roster=_roster(self._study, session_id, [(str(n), bytes(key)) for n, key in members]),
+            roster=_roster(self._study, session_id, pinned, authority),
             store=self._stores[name],
             model=self._make_model(),
             layout=self._layout,
             rows=member.rows,
             state_directory=self._directory / name,
             aggregator=_Aggregator(self._parent),
+            certificate=certificate,
         )
         self._apps[name] = make_client_app(self._nodes[name], report=self._report)
 
-    def restart(self, name: str, session_id: bytes, members: list[list[Any]]) -> None:
-        """Forget the participant and make it anew from its folder."""
+    def restart(self, name: str, *installed: Any) -> None:
+        """Forget the participant and make it anew from its folder; as `install`."""
         self._nodes.pop(name, None)
         store = self._stores.pop(name, None)
         if store is not None:
             store.close()
-        self.install(name, session_id, members)
+        self.install(name, *installed)
 
     def message(self, name: str, message: bytes) -> bytes:
         """Let the participant's ClientApp answer a message."""
@@ -450,8 +472,11 @@ def open_sealed_store(folder: Path) -> SealedStore:
     return SealedStore(folder / "state.db", open_or_make_key(folder / "store.key"))
 
 
-def _roster(study: Study, session_id: bytes, members: Sequence[tuple[str, bytes]]) -> Roster:
-    return Roster(session_id=session_id, study_id=bytes.fromhex(study.id), members=tuple(members))
+def _roster(
+    study: Study, session_id: bytes, members: Sequence[tuple[str, bytes]], authority: bytes
+) -> Roster:
+    study_id = bytes.fromhex(study.id)
+    return Roster(session_id=session_id, study_id=study_id, members=tuple(members), authority=authority)
 
 
 def _context() -> Context:

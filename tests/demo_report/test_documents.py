@@ -79,6 +79,19 @@ def test_the_exit_statuses_of_the_readme_are_those_of_the_errors():
     assert stated >= {cls.exit_status for cls in classes}
 
 
+def test_the_attack_table_names_errors_that_exist_and_leaves_none_of_the_protocol_out():
+    text = (ROOT / "docs/protocol.md").read_text().split("## Attacks and the tests")[1]
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    assert [row for row in rows if len(row) != 3 or "::test_" not in row[2]] == []
+    named = {name for _, ends, _ in rows for name in code_spans(ends)}
+    below = [*errors.ProtocolError.__subclasses__(), errors.CohortTooSmall]
+    for kind in below:
+        below += kind.__subclasses__()
+    # A member that does not answer, or will not, attacks nobody: tests/coordinator/test_rounds.py.
+    silent = {kind for kind in below if issubclass(kind, errors.ParticipantLost)}
+    assert named == {kind.__name__ for kind in below if kind not in silent}
+
+
 def test_the_contracts_of_the_architecture_are_those_that_are_checked():
     text = (ROOT / "ARCHITECTURE.md").read_text()
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())

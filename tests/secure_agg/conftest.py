@@ -3,12 +3,14 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
 from hansa.secure_agg.aggregator import RoundAggregator
 from hansa.secure_agg.bfv import CiphertextSum, HeKey
+from hansa.secure_agg.certificate_authority import CertificateAuthority
 from hansa.secure_agg.epoch import Epoch, EpochSetup
 from hansa.secure_agg.identity import Identity, Roster
 from hansa.secure_agg.parameters import Terms
@@ -18,6 +20,14 @@ from hansa.secure_agg.store import MemoryStore
 from hansa.secure_agg.unmasking import Opened
 
 FIRST = bytes(32)
+NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
+WINDOW = {"not_before": NOW - timedelta(days=30), "not_after": NOW + timedelta(days=30)}
+
+
+def certify(
+    authority: CertificateAuthority, name: str, identity: Identity, window: dict[str, datetime] = WINDOW
+) -> bytes:
+    return authority.issue(identity.request_certificate(name), participant=name, **window)
 
 
 class SeededBytes:
@@ -51,7 +61,13 @@ class Round:
 class House:
     """The members of one epoch and their coordinator."""
 
-    def __init__(self, participants: int, mode: str = "", bits: int = 8) -> None:
+    def __init__(
+        self,
+        participants: int,
+        mode: str = "",
+        bits: int = 8,
+        authority: CertificateAuthority | None = None,
+    ) -> None:
         self.random_bytes = SeededBytes(f"house of {participants}")
         self.names = [f"bank-{index:03d}" for index in range(participants)]
         self.identities = {name: Identity.generate(self.random_bytes) for name in self.names}
@@ -59,7 +75,11 @@ class House:
             session_id=b"S" * 16,
             study_id=b"T" * 32,
             members=tuple((name, self.identities[name].public) for name in self.names),
+            authority=b"" if authority is None else authority.certificate,
         )
+        self.certificates = {}
+        if authority is not None:
+            self.certificates = {name: certify(authority, name, self.identities[name]) for name in self.names}
         self.terms = Terms(participants=participants, mode=mode, bits=bits)
         self.stores = {name: MemoryStore() for name in self.names}
         self.state = dict.fromkeys(self.names, (b"m" * 32, FIRST))
@@ -77,13 +97,15 @@ class House:
             "epoch": self.number + 1 if epoch is None else epoch,
             "store": self.stores.get(name),
             "random_bytes": self.random_bytes,
+            "certificate": self.certificates.get(name, b""),
+            "now": lambda: NOW,
         }
         return EpochSetup(**(arguments | changes))
 
     def new_epoch(self) -> None:
         setups = {name: self.setup(name) for name in self.names}
         self.number += 1
-        relay = EpochRelay(self.roster, self.number)
+        relay = EpochRelay(self.roster, self.number, now=lambda: NOW)
         for setup in setups.values():
             relay.accept_join(setup.join())
         relay.accept_deal(setups[relay.dealer].deal(relay.joins()))
@@ -233,6 +255,11 @@ def he_key() -> HeKey:
 @pytest.fixture
 def house() -> Callable[..., House]:
     return House
+
+
+@pytest.fixture
+def authority() -> CertificateAuthority:
+    return CertificateAuthority.create("consortium", **WINDOW, random_bytes=SeededBytes("authority"))
 
 
 @pytest.fixture

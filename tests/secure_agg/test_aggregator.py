@@ -98,7 +98,7 @@ def test_an_upload_that_is_refused_leaves_the_aggregator_as_it_was(house):
     assert aggregator.complete
     headers, aggregate = aggregator.close()
     assert aggregator.close() == (headers, aggregate)
-    with pytest.raises(OutOfOrder):
+    with pytest.raises(NotInCohort):
         aggregator.accept(*uploads["bank-003"])
     assert aggregator.uplink_bytes == sum(len(uploads[n][0]) + 2 * 30784 for n in members.names[:3])
 

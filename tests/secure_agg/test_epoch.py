@@ -20,7 +20,7 @@ from hansa.errors import (
     WrongEpoch,
     WrongSession,
 )
-from hansa.secure_agg import epoch as epoch_module
+from hansa.secure_agg import dealing
 from hansa.secure_agg.bfv import HeKey
 from hansa.secure_agg.epoch import dealer_of, load_epoch
 from hansa.secure_agg.identity import Identity, Roster
@@ -150,9 +150,9 @@ def test_a_deal_that_does_not_open_or_match_is_refused(joining, monkeypatch):
         fresh = members.setup("bank-001", store=MemoryStore())
         others = [joins[0], fresh.join(), *joins[2:]]
         with monkeypatch.context() as patched:
-            real = epoch_module.seal
+            real = dealing.seal
             patched.setattr(
-                epoch_module,
+                dealing,
                 "seal",
                 lambda key, plain, associated, real=real, sealed=sealed: real(key, sealed, associated),
             )

@@ -54,7 +54,7 @@ def _long(length):
 
 
 ANY_RECORD = st.one_of(
-    st.builds(Join, **BODY, kem_key=_long(1216), channel_key=HASH),
+    st.builds(Join, **BODY, kem_key=_long(1216), channel_key=HASH, certificate=st.binary(max_size=600)),
     st.builds(
         Deal,
         **BODY,
@@ -335,7 +335,7 @@ def test_the_largest_messages_fit_their_bounds(house):
     place = {"round": 2**32 - 1, "attempt": 2**16 - 1}
     hashes = {"cohort_hash": bytes(32), "roster_hash": bytes(32)}
     largest = [
-        Join(**head, kem_key=bytes(1216), channel_key=bytes(32)),
+        Join(**head, kem_key=bytes(1216), channel_key=bytes(32), certificate=bytes(2048)),
         Deal(
             **head,
             he_key_id=bytes(32),

@@ -2,13 +2,20 @@
 
 import hashlib
 import json
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from hansa.secure_agg import packages
+from hansa import labels
+from hansa.secure_agg import dealing, packages
+from hansa.secure_agg.bfv import HeKey
+from hansa.secure_agg.certificate_authority import CertificateAuthority
+from hansa.secure_agg.certificates import RevocationList, authority_hash
+from hansa.secure_agg.ciphertext_format import pack_coefficients
 from hansa.secure_agg.cohort import (
     ciphertext_list_hash,
     cohort_hash,
@@ -17,7 +24,8 @@ from hansa.secure_agg.cohort import (
     transcript_link,
     void_link,
 )
-from hansa.secure_agg.epoch import group_commitment, manifest_hash
+from hansa.secure_agg.dealing import group_commitment
+from hansa.secure_agg.epoch import manifest_hash
 from hansa.secure_agg.identity import Identity, Roster
 from hansa.secure_agg.leaves import leaf_of, leaf_tree
 from hansa.secure_agg.masks import mask_stream, pair_seed, self_seed
@@ -63,11 +71,17 @@ def _bodies():
     head = body | {"round": 7, "attempt": 1}
     hashes = {"cohort_hash": _bytes("cohort"), "roster_hash": _bytes("roster")}
     joins = {
-        name: Join(**body | {"sender": name}, kem_key=_bytes(f"kem {name}", 1216), channel_key=_public(name))
+        name: Join(
+            **body | {"sender": name},
+            kem_key=_bytes(f"kem {name}", 1216),
+            channel_key=_public(name),
+            certificate=b"",
+        )
         for name in ("a", "b", "c")
     }
     return joins, {
         "join": joins["a"],
+        "join with a certificate": replace(joins["a"], certificate=_bytes("certificate", 400)),
         "deal": Deal(
             **body,
             he_key_id=_bytes("he"),
@@ -103,6 +117,15 @@ def _bodies():
     }
 
 
+def _roster(authority=b""):
+    return Roster(
+        session_id=_bytes("session", 16),
+        study_id=_bytes("study"),
+        members=tuple((name, _identity(name).public) for name in ("a", "b", "c")),
+        authority=authority,
+    )
+
+
 def compute_messages():
     """SHA-256 of each signed message, and its bytes where they are short."""
     _, bodies = _bodies()
@@ -118,11 +141,7 @@ def compute_messages():
 def compute_derivations():
     """Every hash, key and mask of the protocol from inputs that SHAKE-256 gives for their names."""
     joins, bodies = _bodies()
-    roster = Roster(
-        session_id=_bytes("session", 16),
-        study_id=_bytes("study"),
-        members=tuple((name, _identity(name).public) for name in ("a", "b", "c")),
-    )
+    roster = _roster()
     cohort, group_key, roster_bytes = _bytes("cohort"), _bytes("group key"), _bytes("roster")
     at = {"round_index": 7, "attempt": 1}
     pair = pair_seed(_private("mask a"), _public("mask b"), cohort, participant="a", peer="b", **at)
@@ -144,6 +163,12 @@ def compute_derivations():
         "terms quorum 4": Terms(participants=4).hash.hex(),
         "terms strict 3": Terms(participants=3).hash.hex(),
         "group commitment": group_commitment(group_key).hex(),
+        # The form of a key: every coefficient below its prime. That one has been drawn well nobody can see.
+        "he key id of 0 to 8191": HeKey.load(
+            pack_coefficients(np.arange(8192, dtype=np.uint64))
+        ).key_id.hex(),
+        "he key seal": dealing._he_seal_key(group_key, _bytes("he")).hex(),
+        "deal info for b": dealing._deal_info(roster, 2, _bytes("he"), _bytes("gc"), "b").hex(),
         "manifest": manifest_hash(roster, 2, Terms(participants=3), joins, bodies["deal"]).hex(),
         "pair channel a b": channel.hex(),
         "share key a to b": sealing_key.hex(),
@@ -159,6 +184,7 @@ def compute_derivations():
         "pair seed a b": pair.hex(),
         "self seed a": self_seed(_bytes("seed"), cohort, participant="a", **at).hex(),
         "mask of pair seed": [int(value) for value in mask_stream(pair, 8)],
+        "mask of pair seed, modulus 2^47 + 5": [int(value) for value in mask_stream(pair, 8, 2**47 + 5)],
         "packed and tagged, sha256": hashlib.sha256(tagged.astype("<u8").tobytes()).hexdigest(),
         "tags": [int(value) for value in tagged[-8:]],
         "ciphertext list": ciphertext_list_hash([_bytes("c0", 30784), _bytes("c1", 30784)]).hex(),
@@ -172,8 +198,38 @@ def compute_derivations():
     }
 
 
+def compute_certificates():
+    """An authority, a member's certificate and a list that revokes it, all valid through 2026, and the manifest then."""
+    joins, bodies = _bodies()
+    numbers = iter(range(100))
+    year = {"not_before": datetime(2026, 1, 1, tzinfo=UTC), "not_after": datetime(2027, 1, 1, tzinfo=UTC)}
+    authority = CertificateAuthority.create(
+        "consortium", **year, random_bytes=lambda count: _bytes(f"authority {next(numbers)}", count)
+    )
+    request = _identity("a").request_certificate("a")
+    certificate = authority.issue(request, participant="a", **year)
+    window = {"this_update": year["not_before"], "next_update": year["not_after"]}
+    revoked = authority.revocation_list([certificate], number=7, **window)
+    middle, roster = datetime(2026, 7, 1, tzinfo=UTC), _roster(authority.certificate)
+    roster.verify_certificate("a", certificate, middle, None)
+    RevocationList(authority.certificate).update(revoked, middle)
+    return {
+        "authority": authority.certificate.hex(),
+        "request of a": request.hex(),
+        "certificate of a": certificate.hex(),
+        "revocation list": revoked.hex(),
+        "authority hash": authority_hash(authority.certificate).hex(),
+        "manifest": manifest_hash(roster, 2, Terms(participants=3), joins, bodies["deal"]).hex(),
+    }
+
+
 @pytest.mark.parametrize(
-    ("file", "compute"), [("messages.json", compute_messages), ("derivations.json", compute_derivations)]
+    ("file", "compute"),
+    [
+        ("messages.json", compute_messages),
+        ("derivations.json", compute_derivations),
+        ("certificates.json", compute_certificates),
+    ],
 )
 def test_the_published_vectors_are_what_is_computed(file, compute):
     published = json.loads((VECTORS / file).read_text())
@@ -181,3 +237,20 @@ def test_the_published_vectors_are_what_is_computed(file, compute):
     assert found.keys() == published.keys()
     for name, value in found.items():
         assert value == published[name], name
+
+
+PROTOCOL_LABELS = [
+    name
+    for name, label in vars(labels).items()
+    if isinstance(label, bytes) and (b"/secure-agg/" in label or name in ("SIGNATURE", "STATE_TAG"))
+]
+
+
+@pytest.mark.parametrize("name", PROTOCOL_LABELS)
+def test_every_label_of_the_protocol_stands_behind_a_published_value(name, monkeypatch):
+    """Another label, another value: so there is a vector for every derivation, and no two share a label."""
+    published = [json.loads((VECTORS / file).read_text()) for file in ("messages.json", "derivations.json")]
+    certificates = json.loads((VECTORS / "certificates.json").read_text())
+    assert list(vars(labels).values()).count(getattr(labels, name)) == 1
+    monkeypatch.setattr(labels, name, getattr(labels, name) + b"x")
+    assert [compute_messages(), compute_derivations()] != published or compute_certificates() != certificates

@@ -48,7 +48,7 @@ DATA_SOURCE = (
 )
 ABSENT = (
     "No crash recovery: protocol state is kept in memory here, so a stopped run starts afresh with new keys.",
-    "The roster of identity keys is pinned by the local consortium; certificates and enrolment are not built.",
+    "Roster and certificate authority are made and pinned by the local consortium; enrolment between institutions is not built.",
     "No rotation of the encryption key within a study.",
     "No encryption at rest; state folders are removed at the end of the run.",
 )

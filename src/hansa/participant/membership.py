@@ -20,6 +20,7 @@ class Membership:
         terms: Own configuration.
         store: Durable storage of protocol state.
         random_bytes: Source of keys.
+        certificate: Own certificate (DER) of the roster's authority; empty where it has none.
 
     Raises:
         WrongSession: The store belongs to another session or to other terms.
@@ -38,9 +39,10 @@ class Membership:
         terms: Terms,
         store: Store,
         random_bytes: RandomBytes,
+        certificate: bytes = b"",
     ) -> None:
         self._participant, self._identity, self._roster, self._terms = participant, identity, roster, terms
-        self._store, self._random_bytes = store, random_bytes
+        self._store, self._random_bytes, self._certificate = store, random_bytes, certificate
         self._setup: EpochSetup | None = None
         self._epoch = load_epoch(store, participant, roster, terms)
         self._machine = None if self._epoch is None else self._machine_of(self._epoch)
@@ -55,6 +57,7 @@ class Membership:
             epoch=epoch,
             store=self._store,
             random_bytes=self._random_bytes,
+            certificate=self._certificate,
         )
         return self._setup.join()
 

@@ -84,6 +84,7 @@ class ParticipantNode:
         state_directory: Own folder for the ledger.
         aggregator: Way to the aggregator.
         random: Secret randomness; the operating system's unless a test injects it.
+        certificate: Own certificate (DER) of the roster's authority; empty where it has none.
 
     Guarantees:
         - No record is read before the policy agreed and the round's ε is on the disk as reserved.
@@ -108,6 +109,7 @@ class ParticipantNode:
         state_directory: Path,
         aggregator: AggregatorClient,
         random: SecretRandom | None = None,
+        certificate: bytes = b"",
     ) -> None:
         self.name, self._study, self._policy = name, study, policy
         self._roster, self._store, self._aggregator = roster, store, aggregator
@@ -132,6 +134,7 @@ class ParticipantNode:
             terms=self._terms,
             store=store,
             random_bytes=random.bytes,
+            certificate=certificate,
         )
         self.state, self._progress = load_state(store, SharedState(values=layout.gather(model)))
         self.faulty_holders: set[str] = set()

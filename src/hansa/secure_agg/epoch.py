@@ -6,13 +6,15 @@
     E4 enter   all n votes over the same manifest; only then round-key packages
 
 The dealer of epoch e is member e mod n of the sorted roster. A dealer learns no more than any member: both keys
-are common. The identity keys are the pinned roster's, never the coordinator's word.
+are common. The identity keys are the pinned roster's, never the coordinator's word; where the roster pins an
+authority too, each member shows a certificate of it for its key.
 """
 
 import hmac
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import cbor2
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -20,22 +22,24 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hansa import labels
 from hansa.errors import (
     BadSignature,
+    CertificateRejected,
     CohortMismatch,
     DuplicateMember,
-    HeKeyMismatch,
-    HeParameterMismatch,
+    MessageTooLarge,
     OutOfOrder,
     OwnKeyMismatch,
     WrongEpoch,
     WrongSession,
 )
 from hansa.secure_agg.bfv import HeKey
+from hansa.secure_agg.certificates import RevocationList, authority_hash, utc_now
 from hansa.secure_agg.cohort import counter_bytes, open_each
-from hansa.secure_agg.derivation import derive_key, framed, labelled_hash
+from hansa.secure_agg.dealing import open_keys, seal_keys
+from hansa.secure_agg.derivation import labelled_hash
 from hansa.secure_agg.identity import Identity, RandomBytes, Roster
 from hansa.secure_agg.messages import GROUP_KEY_BYTES, B, Deal, Join, Vote, open_signed, sign_message
 from hansa.secure_agg.parameters import Terms
-from hansa.secure_agg.sealing import MEMBER_SEAL_BYTES, MemberKey, pair_key, seal, seal_to_member, unseal
+from hansa.secure_agg.sealing import MemberKey, pair_key
 from hansa.secure_agg.store import Store
 
 _EPOCH, _JOINING, _DEALT, _VOTED = "epoch", "joining", "dealt", "voted"
@@ -110,24 +114,20 @@ def load_epoch(store: Store, participant: str, roster: Roster, terms: Terms) -> 
     )
 
 
-def group_commitment(group_key: bytes) -> bytes:
-    """Return the hash of a group key that may be public."""
-    return labelled_hash(labels.GROUP_COMMITMENT, group_key)
-
-
-def _deal_info(roster: Roster, epoch: int, he_key_id: bytes, commitment: bytes, member: str) -> bytes:
-    context = (roster.session_id, roster.study_id, counter_bytes(epoch), he_key_id, commitment)
-    return framed(labels.DEAL, *context, member.encode())
-
-
 def manifest_hash(roster: Roster, epoch: int, terms: Terms, joins: Mapping[str, Join], deal: Deal) -> bytes:
-    """Return the hash of session, study, epoch, terms, both keys' commitments and (id, identity, keys) by id."""
+    """Return the hash of session, study, epoch, authority, terms, keys' commitments and (id, identity, keys) by id."""
     members = []
     for participant, join in sorted(joins.items()):
         members += [
             participant.encode(), roster.public_key(participant), join.kem_key, join.channel_key
         ]  # fmt: skip
-    head = (roster.session_id, roster.study_id, counter_bytes(epoch), terms.hash)
+    head = (
+        roster.session_id,
+        roster.study_id,
+        counter_bytes(epoch),
+        authority_hash(roster.authority),
+        terms.hash,
+    )
     return labelled_hash(labels.MANIFEST, *head, deal.he_key_id, deal.group_commitment, *members)
 
 
@@ -147,6 +147,9 @@ class EpochSetup:
         epoch: Number of the new epoch, above that of the store.
         store: Durable storage.
         random_bytes: Source of keys; the operating system outside of tests.
+        certificate: Own certificate (DER) of the roster's authority; empty where it has none.
+        now: Clock, with its zone.
+        revoked: The authority's revocation list, where the consortium uses one.
 
     Raises:
         OwnKeyMismatch: The roster holds another identity key under this id.
@@ -155,6 +158,7 @@ class EpochSetup:
 
     Guarantees:
         - A member votes for one manifest an epoch; its join keys are on the store before they are shown.
+        - With an authority no keys are dealt and no vote is cast before every member's certificate was checked.
         - The epoch is entered only with the votes of all members over the same manifest.
         - repr() shows no secret.
     """
@@ -169,6 +173,9 @@ class EpochSetup:
         epoch: int,
         store: Store,
         random_bytes: RandomBytes = os.urandom,
+        certificate: bytes = b"",
+        now: Callable[[], datetime] = utc_now,
+        revoked: RevocationList | None = None,
     ) -> None:
         if not hmac.compare_digest(roster.public_key(participant), identity.public):
             raise OwnKeyMismatch(f"the roster holds another identity key for {participant!r}")
@@ -179,6 +186,7 @@ class EpochSetup:
             raise WrongEpoch(f"epoch {epoch} is over, the store holds epoch {current.number}")
         self._participant, self._identity, self._roster, self._terms = participant, identity, roster, terms
         self._number, self._store, self._random_bytes = epoch, store, random_bytes
+        self._certificate, self._now, self._revoked = certificate, now, revoked
         self._entering: Epoch | None = None
 
     def __repr__(self) -> str:
@@ -209,13 +217,21 @@ class EpochSetup:
         return dealer_of(self._roster, self._number) == self._participant
 
     def join(self) -> bytes:
-        """Step E1: return the signed Join; the same bytes when called again, also after a restart."""
+        """Step E1: return the signed Join; the same bytes when called again, also after a restart.
+
+        Raises:
+            CertificateRejected: The own certificate would be refused by the others; nothing was made.
+        """
+        self._verify_own_certificate()
         stored = self._stored(_JOINING)
         if stored is None:
             member = MemberKey.generate(self._random_bytes)
             channel = X25519PrivateKey.from_private_bytes(self._random_bytes(32))
             signed = self._sign(
-                Join, kem_key=member.public, channel_key=channel.public_key().public_bytes_raw()
+                Join,
+                kem_key=member.public,
+                channel_key=channel.public_key().public_bytes_raw(),
+                certificate=self._certificate,
             )
             stored = {"member": member.secret, "channel": channel.private_bytes_raw(), "signed": signed}
             self._keep(_JOINING, **stored)
@@ -230,7 +246,7 @@ class EpochSetup:
         Raises:
             OutOfOrder: Another member deals in this epoch, or this one has not joined.
             MalformedMessage, UnknownSender, BadSignature, WrongSession, WrongEpoch, DuplicateMember,
-            CohortMismatch, OwnKeyMismatch:
+            CohortMismatch, OwnKeyMismatch, CertificateRejected:
                 See `vote`.
         """
         if not self.is_dealer:
@@ -240,22 +256,7 @@ class EpochSetup:
         stored = self._stored(_DEALT)
         if stored is None:
             he_key, group_key = HeKey.generate(), self._random_bytes(GROUP_KEY_BYTES)
-            commitment = group_commitment(group_key)
-            envelopes = [
-                seal_to_member(
-                    opened[name].kem_key,
-                    group_key,
-                    _deal_info(self._roster, self._number, he_key.key_id, commitment, name),
-                )
-                for name in self._roster.participants
-            ]
-            signed = self._sign(
-                Deal,
-                he_key_id=he_key.key_id,
-                group_commitment=commitment,
-                envelopes=b"".join(envelopes),
-                sealed_he_key=seal(_he_seal_key(group_key, he_key.key_id), he_key.export(), commitment),
-            )
+            signed = self._sign(Deal, **seal_keys(self._roster, self._number, opened, he_key, group_key))
             stored = {"signed": signed}
             self._keep(_DEALT, **stored)
         return stored["signed"]
@@ -278,13 +279,15 @@ class EpochSetup:
             CohortMismatch: The joins are not those of exactly the pinned roster, or this member has voted for
                 another manifest in this epoch.
             OwnKeyMismatch: The join under the own name is not the own one.
+            CertificateRejected: A member shows no valid certificate of the pinned authority, or one without an authority.
             HeKeyMismatch: The sealed keys do not open, or are not those committed to.
         """
         opened = self._open_joins(joins)
         dealt = open_signed(deal, Deal, self._roster, self._number)
         if dealt.sender != dealer_of(self._roster, self._number):
             raise BadSignature(f"{dealt.sender!r} dealt keys; it is not the dealer of epoch {self._number}")
-        group_key, he_key = self._open_deal(dealt)
+        member = MemberKey(self._joining()["member"])
+        group_key, he_key = open_keys(dealt, self._roster, self._participant, member)
         manifest = manifest_hash(self._roster, self._number, self._terms, opened, dealt)
         voted = self._stored(_VOTED)
         if voted is not None and voted["manifest"] != manifest:
@@ -331,6 +334,13 @@ class EpochSetup:
             self._store.delete(key)
         return self._entering
 
+    def _verify_own_certificate(self) -> None:
+        try:
+            self._roster.verify_certificate(self._participant, self._certificate, self._now(), self._revoked)
+        except (CertificateRejected, MessageTooLarge) as error:
+            hint = "send the authority a new request for the same key, and install the certificate before joining"
+            raise CertificateRejected(f"cannot join: {error.message}", hint=hint) from error
+
     def _joining(self) -> dict[str, bytes]:
         stored = self._stored(_JOINING)
         if stored is None:
@@ -348,34 +358,9 @@ class EpochSetup:
         self._verify_complete(found, Join.TYPE)
         if not hmac.compare_digest(found[self._participant][1], own):
             raise OwnKeyMismatch(f"the join shown for {self._participant!r} is not the one that it made")
+        for name, (body, _) in found.items():
+            self._roster.verify_certificate(name, body.certificate, self._now(), self._revoked)
         for key in ("kem_key", "channel_key"):
             if len({getattr(body, key) for body, _ in found.values()}) != len(found):
                 raise DuplicateMember(f"two members join with the same {key}")
         return {name: body for name, (body, _) in found.items()}
-
-    def _open_deal(self, deal: Deal) -> tuple[bytes, HeKey]:
-        size = MEMBER_SEAL_BYTES + GROUP_KEY_BYTES
-        if len(deal.envelopes) != size * len(self._roster.members):
-            raise HeKeyMismatch("the deal has not one envelope for each member")
-        place = self._roster.participants.index(self._participant)
-        info = _deal_info(
-            self._roster, self._number, deal.he_key_id, deal.group_commitment, self._participant
-        )
-        envelope = deal.envelopes[size * place : size * (place + 1)]
-        group_key = MemberKey(self._joining()["member"]).open(envelope, info)
-        if group_key is None or not hmac.compare_digest(group_commitment(group_key), deal.group_commitment):
-            raise HeKeyMismatch("the sealed group key does not open or is not the one committed to")
-        serialised = unseal(
-            _he_seal_key(group_key, deal.he_key_id), deal.sealed_he_key, deal.group_commitment
-        )
-        try:
-            he_key = None if serialised is None else HeKey.load(serialised)
-        except HeParameterMismatch as error:
-            raise HeKeyMismatch("the sealed HE key is not a key for our parameters") from error
-        if he_key is None or not hmac.compare_digest(he_key.key_id, deal.he_key_id):
-            raise HeKeyMismatch("the sealed HE key does not open or is not the one committed to")
-        return group_key, he_key
-
-
-def _he_seal_key(group_key: bytes, he_key_id: bytes) -> bytes:
-    return derive_key(group_key, salt=he_key_id, info=labels.HE_KEY_SEAL)

@@ -8,13 +8,18 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Self
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 
 from hansa import labels
 from hansa.errors import BadSignature, CohortTooSmall, DuplicateMember, MalformedMessage, UnknownSender
+from hansa.secure_agg.certificates import RevocationList, verify_authority, verify_certificate
 from hansa.secure_agg.parameters import MINIMUM_PARTICIPANTS
 
 RandomBytes = Callable[[int], bytes]
@@ -71,6 +76,14 @@ class Identity:
         """Return the 64-byte signature of a body as a message of the given type."""
         return self._private.sign(_signed_bytes(message_type, body))
 
+    def request_certificate(self, participant: str) -> bytes:
+        """Return a certificate signing request (PKCS #10, DER) for this key under a participant's id."""
+        verify_participant_id(participant)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, participant)])
+        request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(self._private, None)
+        # What is signed begins with 0x30, messages with "hansa/": neither signature is one over the other.
+        return request.public_bytes(Encoding.DER)
+
     def __repr__(self) -> str:
         return f"Identity(public={self.public.hex()[:16]}...)"
 
@@ -83,8 +96,10 @@ class Roster:
         session_id: 16 random bytes, one value per run.
         study_id: 32 bytes, hash of the study that all members agreed on.
         members: (participant id, Ed25519 public key of 32 bytes), sorted by id.
+        authority: Certificate (DER) of the consortium's authority, empty for one that pins raw keys only.
 
     Raises:
+        CertificateRejected: The authority's certificate is not one.
         MalformedMessage: A length is wrong, an id has other characters, or the members are not sorted.
         DuplicateMember: An id or a key stands there twice.
         CohortTooSmall: Fewer than three members.
@@ -93,6 +108,7 @@ class Roster:
     session_id: bytes
     study_id: bytes
     members: tuple[tuple[str, bytes], ...]
+    authority: bytes = b""
     _places: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -113,6 +129,8 @@ class Roster:
             raise MalformedMessage("the members of a roster are not sorted by id")
         if len(self.members) < MINIMUM_PARTICIPANTS:
             raise CohortTooSmall(f"{len(self.members)} participants are fewer than {MINIMUM_PARTICIPANTS}")
+        if self.authority:
+            verify_authority(self.authority)
         object.__setattr__(self, "_places", {participant: place for place, participant in enumerate(ids)})
 
     @property
@@ -132,6 +150,24 @@ class Roster:
     def public_key(self, participant: str) -> bytes:
         """Return the identity key of a member, or raise UnknownSender."""
         return self.members[self.index(participant)][1]
+
+    def verify_certificate(
+        self, participant: str, certificate: bytes, now: datetime, revoked: RevocationList | None
+    ) -> None:
+        """Check a member's certificate, or that there is none without an authority; see `certificates.verify_certificate`.
+
+        Raises:
+            UnknownSender: The participant is not in the roster, whatever certificate it has.
+            CertificateRejected, MessageTooLarge: See there.
+        """
+        verify_certificate(
+            certificate,
+            authority=self.authority,
+            participant=participant,
+            identity_key=self.public_key(participant),
+            now=now,
+            revoked=revoked,
+        )
 
 
 def verify_signature(roster: Roster, sender: str, message_type: str, body: bytes, signature: bytes) -> None:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import cbor2
 
 from hansa.errors import MalformedMessage, MessageTooLarge, WrongEpoch, WrongSession
+from hansa.secure_agg.certificates import MAXIMUM_CERTIFICATE_BYTES
 from hansa.secure_agg.ciphertext_format import KEY_BYTES
 from hansa.secure_agg.identity import Identity, Roster, verify_participant_id, verify_signature
 from hansa.secure_agg.parameters import MAXIMUM_PARTICIPANTS
@@ -45,7 +46,7 @@ _ITEM_LENGTHS = {
 }
 # Byte strings that are empty in strict mode.
 _QUORUM_LENGTHS = {"seed_commitment": 32, "leaf_root": 32}
-_BYTE_FIELDS = {*_BYTE_LENGTHS, *_ITEM_LENGTHS, *_QUORUM_LENGTHS, "sealed_shares", "body"}
+_BYTE_FIELDS = {*_BYTE_LENGTHS, *_ITEM_LENGTHS, *_QUORUM_LENGTHS, "certificate", "sealed_shares", "body"}
 _COUNTER_BOUNDS = {
     "epoch": (0, 2**32 - 1),
     "round": (0, 2**32 - 1),
@@ -68,6 +69,8 @@ def _is_bytes(name: str, value: Any) -> bool:
     if name in _ITEM_LENGTHS:
         items, rest = divmod(len(value), _ITEM_LENGTHS[name])
         return rest == 0 and items <= MAXIMUM_PARTICIPANTS
+    if name == "certificate":
+        return len(value) <= MAXIMUM_CERTIFICATE_BYTES
     if name == "sealed_shares":
         return SEAL_TAG_BYTES < len(value) <= SEAL_TAG_BYTES + 32 * MAXIMUM_PARTICIPANTS
     return len(value) <= MAXIMUM_DEAL_BYTES  # body
@@ -173,13 +176,14 @@ class Body(Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Join(Body):
-    """E1: the keys of one member for one epoch."""
+    """E1: the keys of one member for one epoch, and its certificate; none in a consortium without an authority."""
 
     TYPE: ClassVar[str] = "join"
-    MAXIMUM_BYTES: ClassVar[int] = 512 + MEMBER_KEY_BYTES
+    MAXIMUM_BYTES: ClassVar[int] = 512 + MEMBER_KEY_BYTES + MAXIMUM_CERTIFICATE_BYTES
 
     kem_key: bytes
     channel_key: bytes
+    certificate: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

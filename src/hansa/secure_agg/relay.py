@@ -4,7 +4,8 @@ It checks signatures so that one member's broken message does not cost the other
 checked again by everybody who receives it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
 
 from hansa.errors import (
     DuplicateMessage,
@@ -14,6 +15,7 @@ from hansa.errors import (
     PackageReuse,
     UnknownSender,
 )
+from hansa.secure_agg.certificates import RevocationList, utc_now
 from hansa.secure_agg.epoch import dealer_of
 from hansa.secure_agg.identity import Roster
 from hansa.secure_agg.leaves import delivered_shares, leaves_of, verify_posted
@@ -28,13 +30,23 @@ class EpochRelay:
     Args:
         roster: The members.
         epoch: Number of the epoch.
+        now: Clock, with its zone.
+        revoked: The authority's revocation list, where the consortium uses one.
 
     Guarantees:
         - Only messages that verify under the pinned keys are relayed, one of each kind from a member.
+        - With an authority, only joins with a valid certificate.
     """
 
-    def __init__(self, roster: Roster, epoch: int) -> None:
-        self._roster, self._epoch = roster, epoch
+    def __init__(
+        self,
+        roster: Roster,
+        epoch: int,
+        *,
+        now: Callable[[], datetime] = utc_now,
+        revoked: RevocationList | None = None,
+    ) -> None:
+        self._roster, self._epoch, self._now, self._revoked = roster, epoch, now, revoked
         self._joins: dict[str, bytes] = {}
         self._votes: dict[str, bytes] = {}
         self._deal: bytes | None = None
@@ -45,8 +57,14 @@ class EpochRelay:
         return dealer_of(self._roster, self._epoch)
 
     def accept_join(self, signed: bytes) -> None:
-        """Take a Join; raises as `messages.open_signed`, and DuplicateMessage for a second, different one."""
+        """Take a Join.
+
+        Raises:
+            See `messages.open_signed` and `certificates.verify_certificate`.
+            DuplicateMessage: There is a different one of the same member.
+        """
         body = open_signed(signed, Join, self._roster, self._epoch)
+        self._roster.verify_certificate(body.sender, body.certificate, self._now(), self._revoked)
         _keep(self._joins, body.sender, signed)
 
     def joins(self) -> list[bytes]:
