@@ -151,8 +151,8 @@ def test_the_service_keeps_no_aggregate_in_memory(senders, adders, adding, uploa
     assert service.downlink_bytes == before + EXPANDED_BYTES
     stream.close()
     assert len(headers) == 4
-    held = [thing for thing in gc.get_objects() if isinstance(thing, list | dict | tuple)]
-    values = [list(thing.values()) if isinstance(thing, dict) else thing for thing in held]
+    held = [thing for thing in gc.get_objects() if type(thing) in (list, dict, tuple)]
+    values = [list(thing.values()) if type(thing) is dict else thing for thing in held]
     aggregates = [v for value in values for v in value if type(v) is bytes and len(v) == EXPANDED_BYTES]
     assert not set(aggregates) & set(service.download(3, 0)[1])
 
@@ -163,7 +163,7 @@ def test_a_member_that_is_too_far_behind_is_told_so_and_the_study_goes_on(house)
     house.service = service
     for wire in house.wires.values():
         wire.service = service
-    node, missed = house.node_ids["bank-4"], ["query.unmask", "query.catch_up"]
+    node, missed = house.node_ids["bank-4"], ["query.unmask", "query.catch_up"] * 2
     handle = house.grid._handlers[node]
 
     def handler(data):

@@ -190,12 +190,14 @@ class ParticipantNode:
 
         Raises:
             PolicyRefusal: The policy or the budget refuses; nothing was read or spent.
+            StateRollback: The store is an older copy: the cohort holds an own package that it does not know.
             ProtocolError: The cohort cannot be one, or this is not the next round of the study.
         """
         machine = self.membership.entered[1]
         stored = machine.upload if machine.running and machine.entered == (round_index, attempt) else None
         if stored is not None:
             return self._send(round_index, attempt, *stored)  # the answer was lost: the same bytes again
+        machine.verify_not_rolled_back(packages)
         self._verify_next(round_index)
         # 1.1 policy and cohort, before anything is spent
         self._policy.verify_study(self._study)

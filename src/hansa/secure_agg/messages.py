@@ -46,7 +46,6 @@ _ITEM_LENGTHS = {
 }
 # Byte strings that are empty in strict mode.
 _QUORUM_LENGTHS = {"seed_commitment": 32, "leaf_root": 32}
-_BYTE_FIELDS = {*_BYTE_LENGTHS, *_ITEM_LENGTHS, *_QUORUM_LENGTHS, "certificate", "sealed_shares", "body"}
 _COUNTER_BOUNDS = {
     "epoch": (0, 2**32 - 1),
     "round": (0, 2**32 - 1),
@@ -57,6 +56,12 @@ _COUNTER_BOUNDS = {
 _NAMES: dict[type, tuple[str, ...]] = {}
 MAXIMUM_DEAL_BYTES = 512 + KEY_BYTES + _ENVELOPED_KEY_BYTES * MAXIMUM_PARTICIPANTS
 MAXIMUM_RELEASE_BYTES = 512 + 32 * MAXIMUM_PARTICIPANTS
+_LENGTH_BOUNDS = {
+    "certificate": (0, MAXIMUM_CERTIFICATE_BYTES),
+    "sealed_shares": (SEAL_TAG_BYTES + 1, SEAL_TAG_BYTES + 32 * MAXIMUM_PARTICIPANTS),
+    "body": (0, MAXIMUM_DEAL_BYTES),
+}
+_BYTE_FIELDS = {*_BYTE_LENGTHS, *_ITEM_LENGTHS, *_QUORUM_LENGTHS, *_LENGTH_BOUNDS}
 
 
 def _is_bytes(name: str, value: Any) -> bool:
@@ -69,11 +74,8 @@ def _is_bytes(name: str, value: Any) -> bool:
     if name in _ITEM_LENGTHS:
         items, rest = divmod(len(value), _ITEM_LENGTHS[name])
         return rest == 0 and items <= MAXIMUM_PARTICIPANTS
-    if name == "certificate":
-        return len(value) <= MAXIMUM_CERTIFICATE_BYTES
-    if name == "sealed_shares":
-        return SEAL_TAG_BYTES < len(value) <= SEAL_TAG_BYTES + 32 * MAXIMUM_PARTICIPANTS
-    return len(value) <= MAXIMUM_DEAL_BYTES  # body
+    lowest, highest = _LENGTH_BOUNDS[name]
+    return lowest <= len(value) <= highest
 
 
 def _verify_field(name: str, value: Any) -> None:

@@ -11,6 +11,7 @@ R1 in detail:
 import hmac
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,7 @@ from hansa.errors import (
     OutOfOrder,
     OwnKeyMismatch,
     PackageReuse,
+    ProtocolError,
     StaleRound,
     StateRollback,
     UploadReuse,
@@ -49,9 +51,11 @@ from hansa.secure_agg.epoch import Epoch
 from hansa.secure_agg.identity import Identity, RandomBytes
 from hansa.secure_agg.masks import add_mask, net_mask, pair_seed, pair_sign, self_seed
 from hansa.secure_agg.messages import (
+    Envelope,
     Package,
     RoundBody,
     UploadHeader,
+    open_signed,
     sign_message,
 )
 from hansa.secure_agg.packages import OwnPackage, make_package, open_shares, verify_form
@@ -191,7 +195,7 @@ class UploadMachine:
         """
         prefix = f"package/{self._epoch.number:010}/"
         stored = [OwnPackage.decode(self._store.get(key) or b"") for key in self._store.keys(prefix)]
-        last = max([self._used().get(self._epoch.participant, 0), *(package.number for package in stored)])
+        last = self._last_number()
         if not 0 <= handed_out <= last:
             raise StateRollback(f"package {handed_out} was never made here, the last one is {last}")
         unused = [package for package in stored if package.number > handed_out]
@@ -210,6 +214,29 @@ class UploadMachine:
             if package.number <= handed_out:
                 self._store.delete(self._package_key(package.number))
         return [(package.signed, list(package.posted)) for package in unused]
+
+    def _last_number(self) -> int:
+        """Return the largest number that a package of this member has in this epoch, as far as its store knows."""
+        made = [int(key.rsplit("/", 1)[1]) for key in self._store.keys(f"package/{self._epoch.number:010}/")]
+        return max([self._used().get(self._epoch.participant, 0), *made])
+
+    def verify_not_rolled_back(self, packages: Sequence[bytes]) -> None:
+        """Check that no package that this member signed is newer than what its store knows. It changes nothing.
+
+        Raises:
+            StateRollback: One is: this store is an older copy of one that was in use.
+        """
+        name = self._epoch.participant
+        for data in packages:
+            with suppress(ProtocolError):  # anything else that is wrong with a cohort is found by `start`
+                if Envelope.decode(data).sender != name:
+                    continue
+                number = open_signed(data, Package, self._epoch.roster, self._epoch.number).number
+                if number > self._last_number():
+                    break
+        else:
+            return
+        raise StateRollback(f"package {number} of this member is newer than its store")
 
     # -- R0 ----------------------------------------------------------------------------------------------
 
