@@ -69,11 +69,11 @@ def _is_bytes(name: str, value: Any) -> bool:
     if name in _ITEM_LENGTHS:
         items, rest = divmod(len(value), _ITEM_LENGTHS[name])
         return rest == 0 and items <= MAXIMUM_PARTICIPANTS
-    if name == "certificate":
-        return len(value) <= MAXIMUM_CERTIFICATE_BYTES
     if name == "sealed_shares":
         return SEAL_TAG_BYTES < len(value) <= SEAL_TAG_BYTES + 32 * MAXIMUM_PARTICIPANTS
-    return len(value) <= MAXIMUM_DEAL_BYTES  # body
+    return len(value) <= (
+        MAXIMUM_CERTIFICATE_BYTES if name == "certificate" else MAXIMUM_DEAL_BYTES
+    )  # or a body
 
 
 def _verify_field(name: str, value: Any) -> None:
