@@ -15,14 +15,11 @@ import torch
 import hansa
 from hansa import errors, local
 from hansa.local import LocalConsortium, Member
-from hansa.local_grid import from_bytes, to_bytes
+from hansa.local_grid import from_bytes
 from hansa.participant.node import ParticipantNode
 from hansa.participant.policy import Policy
 from hansa.privacy.accounting import calibrate
-from hansa.secure_agg.certificate_authority import CertificateAuthority
-from hansa.secure_agg.certificates import utc_now
 from hansa.secure_agg.ciphertext_format import EXPANDED_BYTES, SEEDED_BYTES
-from hansa.secure_agg.messages import Join, open_signed
 from hansa.secure_agg.participant import RoundMachine
 from hansa.study import Study
 
@@ -123,28 +120,6 @@ def test_the_leaves_of_a_package_reach_a_member_that_needs_them(consortia, tiny,
         found = consortium.inspect_all()  # raises where two differ
     assert [summary.finished for summary in summaries] == [tiny.NAMES, tiny.NAMES]
     assert len({inspection.digest for inspection in found.values()}) == 1
-
-
-def test_members_join_with_certificates_of_an_authority_whose_key_is_nowhere_also_after_a_restart(
-    consortia, tiny
-):
-    crossed = []
-    with consortia(tap=lambda direction, data: crossed.append((direction, from_bytes(data)))) as consortium:
-        consortium.run(lambda _: None)
-        roster = consortium._service._roster
-        assert all(not isinstance(value, CertificateAuthority) for value in vars(consortium).values())
-        consortium._restart("bank-1")
-        asked = next(message for _, message in crossed if message.metadata.message_type == "query.join")
-        asked.content["request"]["round"] = 2
-        again = from_bytes(consortium._host("bank-1").call("message", "bank-1", to_bytes(asked)))
-    replies = [message.content["reply"] for direction, message in crossed if direction == "from node"]
-    joins = [open_signed(reply["join"], Join, roster, 1) for reply in replies if "join" in reply]
-    for join in joins:
-        roster.verify_certificate(join.sender, join.certificate, utc_now(), None)
-    certificates = {join.sender: join.certificate for join in joins}
-    assert (tuple(sorted(certificates)), len(set(certificates.values()))) == (tiny.NAMES, 4)
-    later = open_signed(again.content["reply"]["join"], Join, roster, 2)
-    assert later.certificate == certificates["bank-1"]
 
 
 def test_members_that_vanish_at_random_come_back_with_the_same_state(consortia, tiny):

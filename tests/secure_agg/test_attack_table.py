@@ -12,7 +12,6 @@ from hansa.errors import (
     CohortMismatch,
     DuplicateMessage,
     Error,
-    KeyRotationDue,
     MalformedCiphertext,
     MessageTooLarge,
     RosterNotSubset,
@@ -174,30 +173,6 @@ def test_garbage_of_the_right_length_is_no_aggregate(house):
         headers, _ = members.uploaded().aggregator.close()
         with pytest.raises(error):
             members.machines[VICTIM].open(headers, [garbage])
-
-
-@pytest.mark.parametrize("mode", ["strict", "quorum"])
-def test_a_key_answers_two_crafted_sums_and_no_third(house, mode):
-    """Whether a sum with crafted noise opens tells one bit of the HE key; a restart does not forget the count."""
-    members = house(4, mode)
-    for attempt in (0, 1):
-        headers, _ = members.uploaded(1, attempt).aggregator.close()
-        crafted = [bytes(range(240)) * 256]
-        if mode == "strict":
-            with pytest.raises(AggregateTagMismatch):
-                members.machines[VICTIM].open(headers, crafted)
-            continue
-        releases = [members.machines[name].answer(headers, crafted) for name in members.names]
-        with pytest.raises(AggregateTagMismatch):
-            members.machines[VICTIM].unmask(releases)
-        # Shares are released once for a model state, so every question is paid with a new one.
-        members.state = {name: (bytes([attempt]) * 32, bytes(32)) for name in members.names}
-    members.restart(VICTIM)
-    with pytest.raises(KeyRotationDue):
-        members.start(VICTIM, members.begin(1, 2))
-    members.state = {name: (b"n" * 32, bytes(32)) for name in members.names}
-    members.new_epoch()
-    members.start(VICTIM, members.begin(2))
 
 
 def test_a_members_second_different_release_is_not_kept(house):

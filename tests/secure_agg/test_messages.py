@@ -184,7 +184,11 @@ def test_a_record_cannot_be_made_with_a_wrong_field():
         Envelope(type="vote", sender="a", body=bytes(messages.MAXIMUM_DEAL_BYTES + 1), signature=bytes(64))
     with pytest.raises(MalformedMessage, match="manifest_hash"):
         replace(KEY, manifest_hash=b"")
-    header = {"session": b"S" * 16, "study": b"T" * 32, "epoch": 1, "sender": "a", "round": 1, "attempt": 0}
+    head = {"session": b"S" * 16, "study": b"T" * 32, "epoch": 1, "sender": "a"}
+    for certificate in (bytes(2049), "c"):
+        with pytest.raises(MalformedMessage, match="certificate"):
+            Join(**head, kem_key=bytes(1216), channel_key=bytes(32), certificate=certificate)
+    header = head | {"round": 1, "attempt": 0}
     hashes = {"cohort_hash": bytes(32), "roster_hash": bytes(32)}
     for shares in (bytes(16), bytes(16 + 32 * 258 + 1), "x" * 32):
         with pytest.raises(MalformedMessage, match="sealed_shares"):
