@@ -12,6 +12,7 @@ from hansa.participant.shared_state import SharedState
 from hansa.privacy.noise import SecretRandom
 from hansa.secure_agg.bfv import HeKey
 from hansa.secure_agg.ciphertext_format import SEEDED_BYTES
+from hansa.secure_agg.expected import ExpectedHeader
 from hansa.secure_agg.parameters import layout_for
 from hansa.study import parse_study
 
@@ -124,6 +125,13 @@ def test_a_state_that_comes_out_otherwise_is_found_by_every_member_and_nobody_go
             node.train(2, 0, *offered)
 
 
+@pytest.fixture
+def blind_coordinator(monkeypatch):
+    """A coordinator that adds whatever is signed: what members themselves see must not rest on it."""
+    monkeypatch.setattr(ExpectedHeader, "verify", lambda *_: None)
+
+
+@pytest.mark.usefixtures("blind_coordinator")
 def test_a_state_that_changes_between_rounds_is_found_at_the_headers_before_the_sum_is_opened(
     house, tiny, monkeypatch
 ):
@@ -147,15 +155,36 @@ def test_results_that_agree_with_each_other_but_not_with_the_own_one_do_not_clos
     house.nodes["bank-1"].close(1, 0, [results[0], results[1], results[3]])
 
 
-def test_the_study_stops_when_a_model_state_changed_between_rounds(house):
-    def change(_):
-        house.nodes["bank-3"].state.values[5] += 1e-9
+def change_a_state(house):
+    def change(summary):
+        if summary.round == 1:
+            house.nodes["bank-3"].state.values[5] += 1e-9
 
+    return change
+
+
+@pytest.mark.usefixtures("blind_coordinator")
+def test_the_study_stops_when_a_model_state_changed_between_rounds_and_the_coordinator_adds_it(house):
+    change = change_a_state(house)
     with pytest.raises(
         errors.ParticipantLost, match=r"below the threshold 3: bank-1 refused: model_divergence"
     ):
         house.run(change)
     assert all(node.state.round == 1 for node in house.nodes.values())
+
+
+def test_a_member_whose_model_state_changed_between_rounds_is_left_behind_and_the_others_go_on(house):
+    contributors, change = [], change_a_state(house)
+
+    def on_round(summary):
+        contributors.append(summary.contributors)
+        change(summary)
+
+    house.run(on_round)
+    assert contributors == [house.names, ("bank-1", "bank-2", "bank-4")]
+    assert [node.state.round for node in house.nodes.values()] == [2, 2, 1, 2]
+    # Its upload is refused, and it sees itself that the round's headers are for another state than its own.
+    assert [type(error) for error in house.errors["bank-3"]] == [errors.ModelDivergence] * 2
 
 
 def test_a_member_with_another_history_is_left_behind_and_the_others_go_on(house):
@@ -168,7 +197,8 @@ def test_a_member_with_another_history_is_left_behind_and_the_others_go_on(house
     assert contributors == [house.names, ("bank-1", "bank-2", "bank-4")]
     assert [node.state.round for node in house.nodes.values()] == [2, 2, 1, 2]
     # Its upload fitted no other one, and the certificate of the round is for another history than its own.
-    assert [type(error) for error in house.errors["bank-3"]] == [errors.CohortMismatch] * 2
+    found = [type(error) for error in house.errors["bank-3"]]
+    assert found == [errors.TranscriptDivergence, errors.CohortMismatch]
 
 
 # -- randomness ---------------------------------------------------------------------------------------------
