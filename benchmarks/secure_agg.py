@@ -16,17 +16,21 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 for _library in ("OMP", "OPENBLAS", "MKL"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH keeps it out
 
 import numpy as np
-from peers import hansa_quorum, plain_fp32
-from peers.hansa_quorum import coordinator_memory_bytes, isolated_seconds, run_ours
+from peers import plain_fp32
+from peers.hansa_quorum import MEASURED_MEMBERS, coordinator_memory_bytes, isolated_seconds, run_ours
 from peers.measured import Measured, mean_sd
 
 from hansa.secure_agg.parameters import layout_for
+
+if TYPE_CHECKING:
+    from peers.seal_floor import Floor
 
 MILLION = 1_000_000
 QUICK = [(16, MILLION, 0), (16, MILLION, 3)]
@@ -36,6 +40,7 @@ FULL = [
     for participants in (8, 16, 64, 100)
     for dropouts in (0, participants // 5)
 ]
+PEERS_UP_TO = 200 * MILLION  # participants times entries; above, one run of SecAgg+ takes many minutes
 Case = tuple[int, int, int]
 Row = dict[str, object]
 
@@ -56,12 +61,14 @@ def small(participants: int, few: float, many: float) -> float:
     return few if participants <= 16 else many
 
 
-def rows_of_case(case: Case, ours: Measured, peers: dict[str, Measured], seal: float) -> list[Row]:
-    """The five numbers of one case."""
+def rows_of_case(case: Case, ours: Measured, peers: dict[str, Measured], seal: "Floor") -> list[Row]:
+    """The six numbers of one case."""
     participants, entries, dropouts = case
     per_million = entries / MILLION
     information = math.log2(layout_for(participants).radix) / 8
-    conditions = {"participants": participants, "entries": entries, "dropouts": dropouts}
+    conditions: dict[str, object] = {"participants": participants, "entries": entries, "dropouts": dropouts}
+    if not peers:
+        conditions["peers left out"] = f"above {PEERS_UP_TO:.0e} entries of all participants together"
 
     def row(
         metric: str,
@@ -94,13 +101,13 @@ def rows_of_case(case: Case, ours: Measured, peers: dict[str, Measured], seal: f
             "participant",
             "CPU s/1e6 entries",
             lambda m: [seconds / per_million for seconds in m.participant_seconds],
-            seal / per_million,
+            seal.participant / per_million,
             small(participants, 0.12, 0.20) if not dropouts else None,
         ),
         row(
             "participant over the floor of SEAL",
             "ratio",
-            lambda m: [seconds / seal for seconds in m.participant_seconds],
+            lambda m: [seconds / seal.participant for seconds in m.participant_seconds],
             1.0,
             None,
         ),
@@ -108,7 +115,7 @@ def rows_of_case(case: Case, ours: Measured, peers: dict[str, Measured], seal: f
             "coordinator, for each participant",
             "CPU s/1e6 entries",
             lambda m: [m.coordinator_seconds / per_million],
-            None,
+            seal.coordinator / per_million,
             0.012,
         ),
         row(
@@ -127,7 +134,8 @@ def measure_case(case: Case) -> tuple[list[Row], dict[str, float]]:
 
     print(f"{case[0]} participants, {case[1]:.0e} entries, {case[2]} dropouts", file=sys.stderr)
     ours = run_ours(*case)
-    peers = {name: run(*case) for name, run in peers_of().items()}
+    with_peers = case[0] * case[1] <= PEERS_UP_TO
+    peers = {name: run(*case) for name, run in peers_of().items()} if with_peers else {}
     return rows_of_case(case, ours, peers, floor_seconds(case[0], case[1])), ours.steps
 
 
@@ -163,22 +171,23 @@ def rows_of_coordinator() -> list[Row]:
     ]
 
 
-def rows_of_promises() -> list[Row]:
-    """The two promises that are not in the table of cases."""
+def rows_of_support() -> list[Row]:
+    """The traffic of the usual update: 30 % of the parameters move, rounded up to whole ciphertexts."""
     layout = layout_for(16)
-    kept = layout.ciphertexts_for(3 * MILLION) * layout.entries_per_ciphertext - 8 * layout.lanes
+    kept = layout.capacity(layout.ciphertexts_for(3 * MILLION))
     support = run_ours(16, kept, 0)
+    case = {"participants": 16, "entries": kept, "dropouts": 0}
+    what = "of 30 % of 10M parameters"
+    return [
+        alone(f"uplink {what}", "MB", support.up_bytes / 1e6, 6.2, **case),
+        alone(f"downlink {what}", "MB", support.down_bytes / 1e6, None, **case),
+    ]
+
+
+def rows_of_dropouts() -> list[Row]:
+    """As many dropouts as the threshold allows among the most participants of the table."""
     lost = run_ours(100, MILLION, 33)
     return [
-        alone(
-            "uplink of 30 % of 10M parameters",
-            "MB",
-            support.up_bytes / 1e6,
-            6.2,
-            participants=16,
-            entries=kept,
-            dropouts=0,
-        ),
         alone(
             "largest error of the sum",
             "levels of 8 bits",
@@ -202,7 +211,7 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "counted": "processor seconds of one thread; set-up of the epoch and the transport are not counted",
-        "measured members": f"hansa {hansa_quorum.MEASURED_MEMBERS} with their store on disk, of n that all take part;"
+        "measured members": f"hansa {MEASURED_MEMBERS} with their store on disk, of n that all take part;"
         " SecAgg+ all, or 4 above 17e6 entries in sum while the others mask one entry; CKKS 2; plain 4",
         "vectors": "whole levels of 8 bits; SecAgg+ quantises to 22 bits, hansa is given levels",
     }
@@ -239,6 +248,13 @@ def show(table: list[Row], steps: dict[Case, dict[str, float]], conditions: dict
         print(f"{name}: {value}")
 
 
+def write(path: Path, table: list[Row], conditions: dict[str, object]) -> None:
+    """Write the rows, each with everything that its numbers depend on."""
+    rows = [row | {"conditions": conditions | dict(row["conditions"])} for row in table]  # type: ignore[call-overload]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"rows": rows}, indent=2) + "\n")
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
@@ -246,20 +262,23 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
     started, conditions = time.monotonic(), machine()
-    table, steps = [], {}
+    table: list[Row] = []
+    steps: dict[Case, dict[str, float]] = {}
+
+    def take(rows: list[Row]) -> None:
+        """Keep rows, on disk as well: a whole run takes long."""
+        table.extend(rows)
+        conditions["seconds"] = round(time.monotonic() - started, 1)
+        if options.json:
+            write(options.json, table, conditions)
+
+    take(rows_of_coordinator() + rows_of_support())
+    if not options.quick:
+        take(rows_of_dropouts())
     for case in QUICK if options.quick else FULL:
         rows, steps[case] = measure_case(case)
-        table += rows
-    table += rows_of_coordinator()
-    if not options.quick:
-        table += rows_of_promises()
-    conditions["seconds"] = round(time.monotonic() - started, 1)
+        take(rows)
     show(table, steps, conditions)
-    if options.json:
-        for row in table:
-            row["conditions"] = conditions | dict(row["conditions"])  # type: ignore[call-overload]
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"rows": table}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """hansa's own rounds in quorum mode: the real machines, stores and aggregator, with a coordinator that is a function call.
 
 Every member takes part in full. The first few keep their state in the encrypted store on disk and open the sum; they
-are the ones that are measured. The others keep theirs in memory, and stop after their release.
+are the ones that are measured. The others keep theirs in memory, without the ciphertexts that only a restart would
+ask for, and stop after their release.
 """
 
 import multiprocessing
@@ -17,6 +18,7 @@ import numpy as np
 from hansa.coordinator.ciphertext_adder import CiphertextAdder
 from hansa.participant.store import SealedStore
 from hansa.secure_agg.aggregator import RoundAggregator
+from hansa.secure_agg.attempt import UPLOAD_CIPHERTEXTS
 from hansa.secure_agg.bfv import HeKey
 from hansa.secure_agg.cohort import ciphertext_list_hash
 from hansa.secure_agg.epoch import EpochSetup
@@ -51,6 +53,14 @@ class _TimedStore:
         return timed
 
 
+class _LeanStore(MemoryStore):
+    """A member's store without the ciphertexts of its upload: those of all members together are gigabytes."""
+
+    def put(self, key: str, value: bytes) -> None:
+        if key != UPLOAD_CIPHERTEXTS:
+            super().put(key, value)
+
+
 class Members:
     """The members of one epoch, set up through the real messages."""
 
@@ -60,7 +70,7 @@ class Members:
         keys = tuple((name, self.identities[name].public) for name in self.names)
         self.roster = Roster(session_id=b"S" * 16, study_id=b"T" * 32, members=keys)
         self.terms = Terms(participants=participants)
-        self.stores: dict[str, Any] = {name: MemoryStore() for name in self.names}
+        self.stores: dict[str, Any] = {name: _LeanStore() for name in self.names}
         for name in self.names[:MEASURED_MEMBERS]:
             store = SealedStore(folder / name, bytes(32))
             stack.callback(store.close)

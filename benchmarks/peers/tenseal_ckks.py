@@ -10,6 +10,7 @@ import tenseal
 from peers.measured import LEVELS, Measured, Stopwatch, floats_of, levels_of, quiet_stdout
 
 NAME = f"CKKS, TenSEAL {tenseal.__version__}"
+TENSOR_ENTRIES = 1_000_000  # FLARE sends a vector for each tensor; this also bounds the memory
 
 
 def run_tenseal_ckks(participants: int, entries: int, dropouts: int, sample: int = 2) -> Measured:
@@ -30,27 +31,33 @@ def _run(
     context: tenseal.Context, blind: tenseal.Context, entries: int, survivors: int, sample: int
 ) -> Measured:
     watch, measured = Stopwatch(), range(min(sample, survivors))
-    total, received, expected = None, None, np.zeros(entries, dtype=np.int64)
-    for member in measured:
-        vector = floats_of(member, entries)
-        with watch(f"{member}", "encrypt"):
-            sent = tenseal.ckks_vector(context, vector.tolist()).serialize()
-        with watch("coordinator", "add"):
-            loaded = tenseal.ckks_vector_from(blind, sent)
-            total = loaded if total is None else total.add_(loaded)
-        up_bytes = len(sent)
-        expected += levels_of(member, entries)
-        del sent, loaded, vector
-    with watch("coordinator once", "mean"):
-        down = total.mul_(1 / len(measured)).serialize()  # FLARE's server weights, which drops one prime
-    for member in measured:
-        with watch(f"{member}", "decrypt"):
-            received = np.array(tenseal.ckks_vector_from(context, down).decrypt())
+    up_bytes = down_bytes = 0
+    largest_error = 0.0
+    for start in range(0, entries, TENSOR_ENTRIES):
+        part = slice(start, start + TENSOR_ENTRIES)
+        total, expected = None, np.zeros(min(TENSOR_ENTRIES, entries - start), dtype=np.int64)
+        for member in measured:
+            vector = floats_of(member, entries)[part]
+            with watch(f"{member}", "encrypt"):
+                sent = tenseal.ckks_vector(context, vector.tolist()).serialize()
+            with watch("coordinator", "add"):
+                loaded = tenseal.ckks_vector_from(blind, sent)
+                total = loaded if total is None else total.add_(loaded)
+            expected += levels_of(member, entries)[part]
+        up_bytes += len(sent)
+        with watch("coordinator once", "mean"):
+            down = total.mul_(1 / len(measured)).serialize()  # FLARE's server weights, which drops one prime
+        down_bytes += len(down)
+        for member in measured:
+            with watch(f"{member}", "decrypt"):
+                received = np.array(tenseal.ckks_vector_from(context, down).decrypt())
+        error = float(np.abs(received * len(measured) * LEVELS - expected).max())
+        largest_error = max(largest_error, error)
     return Measured(
         participant_seconds=[watch.of(f"{member}") for member in measured],
         coordinator_seconds=watch.of("coordinator") / len(measured)
         + watch.of("coordinator once") / survivors,
         up_bytes=up_bytes,
-        down_bytes=len(down),
-        largest_error=float(np.abs(received * len(measured) * LEVELS - expected).max()),
+        down_bytes=down_bytes,
+        largest_error=largest_error,
     )

@@ -19,6 +19,7 @@ Error
 │   ├── AggregateRangeViolation, AggregateTagMismatch, ModelDivergence, TranscriptDivergence, ParticipantLost
 │   ├── MessageTooLarge, DuplicateMessage, WrongEpoch, HeKeyMismatch, StateRollback, AlreadyReleased
 │   ├── PackageHashMismatch, ShareOpenFailed, ShareHashMismatch, ShareCommitmentMismatch, NotEnoughShares
+│   ├── PackageLeavesMissing
 │   ├── NotInCohort, RosterNotSubset, RosterTooSmall, RosterEquivocation, NotEnoughConsents
 │   ├── OwnUploadMissing, OwnUploadAltered, GroupSealInvalid, UploadTooSlow, ResultExpired
 │   └── UpdateShapeMismatch, UpdateNotFinite, UpdateOutOfRange
@@ -214,6 +215,13 @@ class UnknownStudy(PolicyRefusal):
     code = "unknown_study"
 
 
+class CohortBelowPolicy(PolicyRefusal):
+    """The study has fewer participants than the participant's policy asks for."""
+
+    code = "cohort_below_policy"
+    default_hint = "lower smallest_cohort in the policy, or find more participants"
+
+
 class ReleaseNotAgreed(PolicyRefusal):
     """The study does not allow this output to leave the participant."""
 
@@ -357,9 +365,18 @@ class HeKeyMismatch(ProtocolError):
 
 
 class PackageHashMismatch(ProtocolError):
-    """A sealed share is not the one whose hash stands in the signed package."""
+    """A sealed share, a leaf or a list of leaves is not the one that the signed package's root stands for."""
 
     code = "package_hash_mismatch"
+
+
+class PackageLeavesMissing(ProtocolError):
+    """Released shares do not give a secret, and the leaves that would tell whose share is wrong are not there."""
+
+    code = "package_leaves_missing"
+    default_hint = (
+        "a member released a wrong share; ask the coordinator to serve the leaves of the package named"
+    )
 
 
 class ShareOpenFailed(ProtocolError):
@@ -369,7 +386,7 @@ class ShareOpenFailed(ProtocolError):
 
 
 class ShareHashMismatch(ProtocolError):
-    """An opened share is not the one whose hash stands in the signed package."""
+    """An opened share is not the one whose hash stands in the leaf under the signed package's root."""
 
     code = "share_hash_mismatch"
 
@@ -475,11 +492,25 @@ class StateRollback(ProtocolError):
     default_hint = "do not restore old copies of the store; join again in a new epoch"
 
 
+class KeyRotationDue(ProtocolError):
+    """The keys of this epoch have served their rounds, or two sums under them could not be opened."""
+
+    code = "key_rotation_due"
+    default_hint = "enter a new epoch; its dealer makes new keys"
+
+
 class ParticipantLost(ProtocolError):
-    """A participant did not answer, or answered with an error; strict mode cannot go on without it."""
+    """Too few participants answered, or one did not where all must."""
 
     code = "participant_lost"
-    default_hint = "strict mode needs every participant; start the run afresh"
+    default_hint = "quorum mode can lose n - T participants in a round, strict mode none; look at their logs"
+
+
+class ParticipantRefused(ParticipantLost):
+    """A participant's policy or budget refuses; asking it again changes nothing."""
+
+    code = "participant_refused"
+    default_hint = "its owner decides: see the code, and that participant's policy and ledger"
 
 
 class UpdateShapeMismatch(ProtocolError):

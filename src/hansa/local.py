@@ -11,6 +11,7 @@ This module also gives the *evaluator's view* that only a demonstration has: it 
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,14 +37,16 @@ from hansa.models.transformer import FeatureTransformer
 from hansa.participant.app import make_client_app
 from hansa.participant.node import ParticipantNode, terms_of
 from hansa.participant.policy import Policy
+from hansa.participant.store import SealedStore, open_or_make_key
 from hansa.participant.trainer import Rows
 from hansa.secure_agg.codec import kept_entries
-from hansa.secure_agg.identity import Identity, Roster
-from hansa.secure_agg.store import MemoryStore
+from hansa.secure_agg.identity import Identity, Roster, verify_participant_id
+from hansa.secure_agg.store import Store
 from hansa.study import Study
 
 DEADLINE_SECONDS = 600.0
 _FIRST_NODE = 100
+_IDENTITY = "node/identity"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,13 +88,15 @@ class LocalConsortium:
         workers: Worker processes.
         jobs: Further operations for the workers, by name, for a demonstration's comparison arms.
         tap: Sees every message on the grid; for tests.
-        drop: Members that vanish in every round, each at a random stage.
+        drop: Members that vanish in every round, each at a random stage; who comes back is made anew from its store.
+        open_store: Opens a member's store in its folder.
 
     Raises:
         DuplicateMember: Two members have one name.
 
     Guarantees:
         - Keys, noise and sampling come from the operating system in each worker; no argument reaches them.
+        - A worker process that dies is replaced; its members go on from their encrypted stores.
         - After the `with` block no worker and no file of the consortium is left, whatever happened in it.
     """
 
@@ -106,9 +111,14 @@ class LocalConsortium:
         jobs: Mapping[str, Service] | None = None,
         tap: Tap | None = None,
         drop: int = 0,
+        open_store: Callable[[Path], SealedStore] | None = None,
     ) -> None:
         self._study, self._members, self._tap = study, tuple(members), tap
-        self.dropouts = Dropouts([member.name for member in members], drop)
+        self._open_store = open_store or open_sealed_store
+        self.dropouts = Dropouts([member.name for member in members], drop, on_return=self._restart)
+        self._pinned: tuple[bytes, list[list[Any]]] | None = None
+        self._replacing = threading.Lock()
+        self.replaced_workers = 0
         self._make_model, self._layout, self._jobs = make_model, layout, dict(jobs or {})
         self._worker_count = max(1, min(workers, len(members)))
         self._directory: Path | None = None
@@ -123,15 +133,10 @@ class LocalConsortium:
         self._worker_of = {self._members[i].name: k % self._worker_count for k, i in enumerate(order)}
 
     def __enter__(self) -> Self:
-        self._directory = directory = Path(tempfile.mkdtemp(prefix="hansa-consortium-"))
-        services: dict[str, Service] = {
-            "download": self._download,
-            "report": lambda *values: self._errors.append(error_of(*values)),
-        }
+        self._directory = Path(tempfile.mkdtemp(prefix="hansa-consortium-"))
         try:
             for worker in range(self._worker_count):
-                uploads = UploadServices(self._aggregation).services()
-                self._hosts.append(Host(self._builder(worker, directory), {**services, **uploads}))
+                self._hosts.append(self._start(worker, self._directory))
         except BaseException:
             self._end()
             raise
@@ -142,7 +147,18 @@ class LocalConsortium:
     ) -> None:
         self._end()
 
+    def _start(self, worker: int, directory: Path) -> Host:
+        services: dict[str, Service] = {
+            "download": self._download,
+            "package_leaves": self._package_leaves,
+            "report": lambda *values: self._errors.append(error_of(*values)),
+        }
+        uploads = UploadServices(self._aggregation).services()
+        return Host(self._builder(worker, directory), {**services, **uploads})
+
     def _end(self) -> None:
+        with self._replacing:  # from here no worker is started any more
+            self._pinned = None
         try:
             for host in self._hosts:
                 host.stop()
@@ -174,8 +190,9 @@ class LocalConsortium:
             nodes=nodes,
             aggregation=self._service,
             rounds=self._study.training.rounds,
+            rounds_per_epoch=self._study.aggregation.rounds_per_epoch,
             deadline_seconds=DEADLINE_SECONDS,
-            on_round=on_round,
+            on_round=lambda summary: self._ended(summary, on_round),
             ciphertext_count=terms.layout.ciphertexts_for(
                 kept_entries(self._layout.size, self._study.compression.kept_share, terms.layout)
             ),
@@ -193,6 +210,10 @@ class LocalConsortium:
             grid.close()
             self._adder_peak_bytes = peak_memory_of(adder.process_id)
             adder.close()
+
+    def _ended(self, summary: RoundSummary, on_round: Callable[[RoundSummary], None]) -> None:
+        self._errors.clear()  # whatever members met in this round, the round went on without it
+        on_round(summary)
 
     @property
     def traffic(self) -> tuple[int, int]:
@@ -241,13 +262,33 @@ class LocalConsortium:
 
     def _install(self) -> Roster:
         """Let every participant make its identity, and pin the roster of them at each. All other keys come over the grid."""
+        for member in self._members:
+            verify_participant_id(member.name)  # folders are called by it
         identities = {m.name: self._host(m.name).call("enrol", m.name) for m in self._members}
         session_id, members = os.urandom(16), sorted(identities.items())
-        # Made first, for it checks the names that folders are then called by.
         roster = _roster(self._study, session_id, members)
+        self._pinned = pinned = (session_id, [list(member) for member in members])
         for member in self._members:
-            self._host(member.name).call("install", member.name, session_id, [list(m) for m in members])
+            self._host(member.name).call("install", member.name, *pinned)
         return roster
+
+    def _restart(self, name: str) -> None:
+        """Make a member anew from what is on its disk, as if its process had ended and begun again."""
+        pinned = self._pinned
+        if pinned is not None:
+            self._host(name).call("restart", name, *pinned)
+
+    def _replace(self, worker: int) -> None:
+        """Start a worker anew in place of one that died, with its members as their stores have them."""
+        with self._replacing:
+            if self._directory is None or self._pinned is None or self._hosts[worker].is_alive:
+                return
+            self._hosts[worker].stop()
+            self._hosts[worker] = self._start(worker, self._directory)
+            self.replaced_workers += 1
+        for member in self._members:
+            if self._worker_of[member.name] == worker:
+                self._restart(member.name)
 
     def _host(self, name: str) -> Host:
         return self._hosts[self._worker_of[name]]
@@ -258,6 +299,7 @@ class LocalConsortium:
                 answer: bytes = self._host(name).call("message", name, message)
             except Error as error:
                 self._errors.append(error)
+                self._replace(self._worker_of[name])
                 raise
             return answer
 
@@ -271,12 +313,17 @@ class LocalConsortium:
     def _download(self, round_index: int, attempt: int) -> list[list[bytes]]:
         return list(self._aggregation().download(round_index, attempt))
 
+    def _package_leaves(self, round_index: int, attempt: int, dealer: str) -> bytes:
+        return self._aggregation().package_leaves(round_index, attempt, dealer)
+
     def _builder(self, worker: int, directory: Path) -> Callable[[Parent], Mapping[str, Service]]:
         members = [m for m in self._members if self._worker_of[m.name] == worker]
 
         def build(parent: Parent) -> Mapping[str, Service]:
             torch.set_num_threads(1)  # the workers share the cores; a thread pool does not survive the fork
-            seats = _Seats(self._study, members, self._make_model, self._layout, directory, parent)
+            seats = _Seats(
+                self._study, members, self._make_model, self._layout, directory, parent, self._open_store
+            )
             return {**seats.operations(), **self._jobs}
 
         return build
@@ -295,6 +342,10 @@ class _Aggregator:
         headers, aggregate = self._parent.call("download", round_index, attempt)
         return headers, aggregate
 
+    def package_leaves(self, round_index: int, attempt: int, dealer: str) -> bytes:
+        leaves: bytes = self._parent.call("package_leaves", round_index, attempt, dealer)
+        return leaves
+
 
 class _Seats:
     """The participants of one worker process; lives in the worker."""
@@ -307,11 +358,12 @@ class _Seats:
         layout: TrainableLayout,
         directory: Path,
         parent: Parent,
+        open_store: Callable[[Path], SealedStore],
     ) -> None:
         self._study, self._make_model, self._layout = study, make_model, layout
         self._members = {member.name: member for member in members}
-        self._directory, self._parent = directory, parent
-        self._identities: dict[str, Identity] = {}
+        self._directory, self._parent, self._open_store = directory, parent, open_store
+        self._stores: dict[str, SealedStore] = {}
         self._nodes: dict[str, ParticipantNode] = {}
         self._apps: dict[str, Any] = {}
 
@@ -320,34 +372,53 @@ class _Seats:
         return {
             "enrol": self.enrol,
             "install": self.install,
+            "restart": self.restart,
             "message": self.message,
             "inspect": self.inspect,
         }
 
     def enrol(self, name: str) -> bytes:
         """Make the participant's identity where it is used; only its public key leaves."""
-        self._identities[name] = Identity.generate()
-        return self._identities[name].public
+        return self._identity(name).public
+
+    def _identity(self, name: str) -> Identity:
+        """Give the participant's identity, made and kept in its store at the first call."""
+        if name not in self._stores:
+            state_directory = self._directory / name
+            state_directory.mkdir(mode=0o700, exist_ok=True)
+            self._stores[name] = self._open_store(state_directory)
+        store: Store = self._stores[name]
+        secret = store.get(_IDENTITY)
+        if secret is None:
+            secret = Identity.generate().export()
+            store.put(_IDENTITY, secret)
+        return Identity.load(secret)
 
     def install(self, name: str, session_id: bytes, members: list[list[Any]]) -> None:
-        """Pin the roster at the participant."""
-        member, state_directory = self._members[name], self._directory / name
-        state_directory.mkdir(mode=0o700)
-        roster = _roster(self._study, session_id, [(str(n), bytes(key)) for n, key in members])
+        """Pin the roster at the participant, and make its node on its store."""
+        member = self._members[name]
         self._nodes[name] = ParticipantNode(
             name=name,
-            identity=self._identities[name],
+            identity=self._identity(name),
             study=self._study,
             policy=member.policy,
-            roster=roster,
-            store=MemoryStore(),
+            roster=_roster(self._study, session_id, [(str(n), bytes(key)) for n, key in members]),
+            store=self._stores[name],
             model=self._make_model(),
             layout=self._layout,
             rows=member.rows,
-            state_directory=state_directory,
+            state_directory=self._directory / name,
             aggregator=_Aggregator(self._parent),
         )
         self._apps[name] = make_client_app(self._nodes[name], report=self._report)
+
+    def restart(self, name: str, session_id: bytes, members: list[list[Any]]) -> None:
+        """Forget the participant and make it anew from its folder."""
+        self._nodes.pop(name, None)
+        store = self._stores.pop(name, None)
+        if store is not None:
+            store.close()
+        self.install(name, session_id, members)
 
     def message(self, name: str, message: bytes) -> bytes:
         """Let the participant's ClientApp answer a message."""
@@ -368,6 +439,15 @@ class _Seats:
     def _report(self, error: Error) -> None:
         """Show a participant's error to whoever runs the demonstration; the coordinator gets its code only."""
         self._parent.call("report", *error_values(error))
+
+
+def open_sealed_store(folder: Path) -> SealedStore:
+    """Open the encrypted store in a member's folder.
+
+    Its key lies beside it here: whoever runs the demonstration has both. At an institution the key file belongs where
+    backups of the store do not reach it.
+    """
+    return SealedStore(folder / "state.db", open_or_make_key(folder / "store.key"))
 
 
 def _roster(study: Study, session_id: bytes, members: Sequence[tuple[str, bytes]]) -> Roster:

@@ -1,7 +1,8 @@
 """Injected dropouts: in every round some members vanish, each at a random stage, and come back before the next one.
 
-A member that has vanished answers nothing until it is asked to catch up. At the stage where it vanishes the request is lost, or
-it is served and the answer is lost, which for the member is the harder case: it has acted and nobody told it what became of it.
+A member that has vanished answers nothing until it is asked to catch up, and it comes back as a new process would. At the
+stage where it vanishes the request is lost, or it is served and the answer is lost, which for the member is the harder
+case: it has acted and nobody told it what became of it.
 """
 
 import secrets
@@ -12,7 +13,7 @@ from hansa.errors import ParticipantLost
 from hansa.local_grid import from_bytes
 
 _STAGES = ("train", "query.answer", "query.consents", "query.unmask", "query.close")
-_RETURNS = "query.catch_up"
+_RETURNS = ("query.catch_up", "query.skip")
 
 
 class Dropouts:
@@ -21,10 +22,13 @@ class Dropouts:
     Args:
         names: The members.
         count: Members that vanish in every round.
+        on_return: Called with the id of a member that comes back, before it is asked anything.
     """
 
-    def __init__(self, names: Sequence[str], count: int) -> None:
-        self._names, self._count = tuple(names), count
+    def __init__(
+        self, names: Sequence[str], count: int, *, on_return: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._names, self._count, self._on_return = tuple(names), count, on_return
         self._random = secrets.SystemRandom()
         self._lock = threading.Lock()
         self._round = ""
@@ -60,7 +64,11 @@ class Dropouts:
                 self._vanishing = {
                     member: (self._random.choice(_STAGES), self._random.random() < 0.5) for member in chosen
                 }
-            if stage == _RETURNS:
+            returns = stage in _RETURNS and name in self._gone
+            if stage in _RETURNS:
                 self._gone.discard(name)
                 self._vanishing.pop(name, None)
-            return name in self._gone
+            gone = name in self._gone
+        if returns:
+            self._on_return(name)
+        return gone

@@ -69,6 +69,11 @@ class Host:
         """Process id of the worker."""
         return self._process.pid
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the worker runs."""
+        return self._process.is_alive()
+
     def call(self, operation: str, *values: Any) -> Any:
         """Run an operation in the worker; raises what it raised.
 

@@ -197,7 +197,7 @@ class CompressionSettings(_Settings):
     """The share of the trainable entries that moves in a round, and its resolution."""
 
     kept_share: float = Field(default=0.3, gt=0, le=1, description="share of entries that move in a round")
-    bits: int = Field(default=8, ge=4, le=16, description="bits of one entry after rounding")
+    bits: int = Field(default=8, ge=4, le=20, description="bits of one entry after rounding")
     explore_share: float = Field(default=0.5, ge=0, le=1, description="share of them drawn at random")
     always: Annotated[tuple[TrainedTensor, ...], Field(strict=False, max_length=16)] = Field(
         default=(), description="trained tensors that move whole in every round"
@@ -216,6 +216,9 @@ class AggregationSettings(_Settings):
     masks: bool = Field(default=True, description="updates carry pairwise masks; nothing else is built")
     encryption: Literal["bfv"] = Field(default="bfv", description="homomorphic encryption of updates")
     participants: int = Field(description="participants of every round")
+    rounds_per_epoch: int = Field(
+        default=0, ge=0, le=2**31 - 1, description="rounds that one set of keys serves; 0 for the whole study"
+    )
 
     @field_validator("masks")
     @classmethod
@@ -298,9 +301,9 @@ class Study(_Settings):
         return _validate(agreement)
 
     def protections(self) -> dict[str, bool]:
-        """Tell of every layer of protection whether it is on; a layer that is not built yet is off.
+        """Tell of every layer of protection whether it is on.
 
-        16 bits for every entry is the form that an integer sum needs anyway and no compression.
+        16 bits or more for every entry is the form that an integer sum needs anyway and no compression.
         """
         return {
             "differential_privacy": True,
@@ -310,7 +313,7 @@ class Study(_Settings):
             "signatures": True,
             "in_slot_tag": True,
             "dropout_recovery": self.aggregation.mode == "quorum",
-            "crash_recovery": False,
+            "crash_recovery": True,
             "coordinator_equivocation_check": True,
         }
 

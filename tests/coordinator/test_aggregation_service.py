@@ -5,8 +5,16 @@ import threading
 import pytest
 
 from hansa.coordinator.aggregator import AggregationService
-from hansa.errors import AggregateHashMismatch, DuplicateMessage, RosterTooSmall, StaleRound
+from hansa.errors import (
+    AggregateHashMismatch,
+    DuplicateMessage,
+    PackageLeavesMissing,
+    RosterTooSmall,
+    StaleRound,
+)
 from hansa.secure_agg.ciphertext_format import EXPANDED_BYTES, SEEDED_BYTES
+from hansa.secure_agg.leaves import leaf_tree
+from hansa.secure_agg.messages import Package, open_signed
 from hansa.secure_agg.parameters import layout_for
 
 
@@ -117,9 +125,38 @@ def test_results_are_served_until_every_member_has_applied_them(house):
     assert len(house.service._results) == 0
 
 
-def test_after_a_study_no_result_is_kept(house):
+def test_after_a_study_no_result_and_no_leaf_is_kept(house):
     house.run()
-    assert len(house.service._results) == 0
+    assert (len(house.service._results), house.service._leaves) == (0, {})
+
+
+def test_leaves_are_served_and_counted_for_as_long_as_the_result(house):
+    house.close(1)
+    house.train(2)
+    for dealer, place in (("bank-1", 0), ("bank-4", 3)):
+        leaves = house.service.package_leaves(1, 0, dealer)
+        assert len(leaves) == 4 * 48
+        body = open_signed(house.packages[place], Package, house.roster, 1)
+        current = house.service.package_leaves(2, 0, dealer)
+        assert current != leaves
+        pieces = [current[start : start + 48] for start in range(0, len(current), 48)]
+        assert leaf_tree(body.package_id, pieces)[0] == body.leaf_root
+    before = house.service.downlink_bytes
+    house.service.package_leaves(2, 0, "bank-1")
+    assert house.service.downlink_bytes == before + 4 * 48
+    for at in ((2, 0, "bank-9"), (2, 1, "bank-1"), (3, 0, "bank-1")):
+        with pytest.raises(PackageLeavesMissing, match=f"round {at[0]} attempt {at[1]}"):
+            house.service.package_leaves(*at)
+    house.service.forget(2)
+    with pytest.raises(PackageLeavesMissing):
+        house.service.package_leaves(1, 0, "bank-1")
+    assert house.service.package_leaves(2, 0, "bank-1")
+
+
+def test_strict_mode_has_no_leaves(strict_house):
+    strict_house.train()
+    with pytest.raises(PackageLeavesMissing):
+        strict_house.service.package_leaves(1, 0, "bank-1")
 
 
 def test_what_one_member_does_with_its_download_does_not_reach_the_next(house):

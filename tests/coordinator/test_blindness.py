@@ -15,7 +15,7 @@ from tenseal import sealapi
 from torch import nn
 
 import hansa.coordinator.app as app_module
-import hansa.participant.node as node_module
+import hansa.participant.local_update as node_module
 from hansa.coordinator.aggregator import AggregationService
 from hansa.coordinator.rounds import RoundLoop
 from hansa.local_grid import from_bytes

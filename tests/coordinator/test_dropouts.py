@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-import hansa.participant.node as node_module
+import hansa.participant.local_update as node_module
 from hansa import errors
 from hansa.local_grid import from_bytes, to_bytes
 from hansa.participant.node import ParticipantNode
@@ -62,7 +62,7 @@ def noted(monkeypatch):
 def assert_exact(house, noted, summaries, trained):
     """Every member opened, in every round, the sum of exactly the contributors, integer for integer."""
     levels, opened = noted
-    by_member = {name: iter(levels.get(id(node._random), [])) for name, node in house.nodes.items()}
+    by_member = {name: iter(levels.get(id(node.updates._random), [])) for name, node in house.nodes.items()}
     assert sorted(opened) == [(number, name) for number in (1, 2) for name in house.names]
     for summary in summaries:
         went_in = {name: next(by_member[name]) for name in trained[summary.round]}
@@ -126,19 +126,25 @@ def test_two_of_seven_vanish_one_of_them_at_the_consents(houses, tiny_study, tin
     assert_alike(house)
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage != "query.close"])
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("query.unmask", "query.close")])
 def test_two_of_four_that_vanish_end_the_study_and_nobody_decrypts(house, monkeypatch, stage):
     opened = []
     monkeypatch.setattr(ParticipantNode, "_apply", lambda *_: opened.append(1))
     vanish(house, "bank-1", "train" if stage == "query.consents" else stage, acts=False)
     vanish(house, "bank-3", stage, acts=False)
-    if stage == "query.unmask":
-        # Release and request were there; the two others open the sum, and the study ends all the same.
-        monkeypatch.undo()
     with pytest.raises(errors.ParticipantLost, match="has 2 members left, below the threshold 3"):
         house.run()
     assert opened == []
-    assert {node.state.round for node in house.nodes.values()} == ({0, 1} if stage == "query.unmask" else {0})
+    assert {node.state.round for node in house.nodes.values()} == {0}
+
+
+def test_once_t_have_released_a_round_has_its_result_whoever_vanishes_then(house):
+    vanish(house, "bank-1", "query.unmask", acts=False)
+    vanish(house, "bank-3", "query.unmask", acts=True)
+    summaries = []
+    house.run(summaries.append)
+    assert [(summary.round, summary.attempt) for summary in summaries] == [(1, 0), (2, 0)]
+    assert_alike(house)
 
 
 @pytest.mark.parametrize("acts", [False, True], ids=["before", "after"])

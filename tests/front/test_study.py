@@ -121,6 +121,11 @@ def test_defaults_fill_a_minimal_study() -> None:
     assert minimal.aggregation.encryption == "bfv"
 
 
+@pytest.mark.parametrize("bits", [4, 8, 16, 17, 20])
+def test_an_entry_has_4_to_20_bits(bits: int) -> None:
+    assert parse_study(changed("bits = 8", f"bits = {bits}")).compression.bits == bits
+
+
 def test_every_field_has_a_description() -> None:
     sections: list[type[BaseModel]] = [Study]
     seen = 0
@@ -219,6 +224,8 @@ BAD = [
     ('"attention", "experts"', '"experts", "experts"', InvalidValue, "twice", ""),
     ("kept_share = 0.3", "kept_share = 0.0", InvalidValue, "kept_share = 0.0", ""),
     ("bits = 8", "bits = 32", InvalidValue, "compression.bits = 32", ""),
+    ("bits = 8", "bits = 21", InvalidValue, "compression.bits = 21", ""),
+    ("bits = 8", "bits = 3", InvalidValue, "compression.bits = 3", ""),
     ('encryption = "bfv"', 'encryption = "ckks"', InvalidValue, "= 'ckks'", ""),
     ('encryption = "bfv"', 'encryption = "none"', InvalidValue, "= 'none'", ""),
     ("masks = true", "masks = false", InvalidValue, "aggregation.masks", ""),
@@ -379,6 +386,7 @@ def test_protections_tell_what_is_on_and_what_is_not_built() -> None:
     [
         ("kept_share = 0.3", "kept_share = 1.0", None),
         ("kept_share = 0.3\nbits = 8", "kept_share = 1.0\nbits = 16", "compression"),
+        ("kept_share = 0.3\nbits = 8", "kept_share = 1.0\nbits = 20", "compression"),
     ],
 )
 def test_protections_show_a_layer_that_is_switched_off(old: str, new: str, layer: str | None) -> None:

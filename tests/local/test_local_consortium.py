@@ -20,6 +20,7 @@ from hansa.participant.node import ParticipantNode
 from hansa.participant.policy import Policy
 from hansa.privacy.accounting import calibrate
 from hansa.secure_agg.ciphertext_format import EXPANDED_BYTES, SEEDED_BYTES
+from hansa.secure_agg.participant import RoundMachine
 from hansa.study import Study
 
 
@@ -103,6 +104,24 @@ def test_a_study_runs_in_two_processes_and_nothing_is_left(consortia, tiny, tiny
     assert memory > 100 << 20
 
 
+def test_the_leaves_of_a_package_reach_a_member_that_needs_them(consortia, tiny, monkeypatch):
+    """A member releases a wrong share of everybody: the others fetch leaves through their workers' pipes."""
+    release = RoundMachine._release
+
+    def lying(machine, attempt, view):
+        if machine._epoch.participant == "bank-1":
+            attempt = dataclasses.replace(attempt, shares=dict.fromkeys(attempt.shares, bytes(64)))
+        return release(machine, attempt, view)
+
+    monkeypatch.setattr(RoundMachine, "_release", lying)
+    summaries = []
+    with consortia() as consortium:
+        consortium.run(summaries.append)
+        found = consortium.inspect_all()  # raises where two differ
+    assert [summary.finished for summary in summaries] == [tiny.NAMES, tiny.NAMES]
+    assert len({inspection.digest for inspection in found.values()}) == 1
+
+
 def test_members_that_vanish_at_random_come_back_with_the_same_state(consortia, tiny):
     summaries = []
     with consortia(drop=1) as consortium:
@@ -168,17 +187,26 @@ def test_the_first_error_is_the_one_that_is_told(consortia, tiny_study):
         consortium.run(lambda _: None)
 
 
-def test_a_worker_that_is_killed_ends_the_run_and_leaves_nothing(consortia):
+@pytest.mark.parametrize("rounds", [(1,), (1, 2)], ids=["once", "in every round"])
+def test_a_worker_that_is_killed_is_replaced_and_its_members_go_on_from_their_stores(consortia, rounds):
     threads = threading.active_count()
 
-    def kill(_):
-        os.kill(processes[1], signal.SIGKILL)
+    def kill(summary):
+        summaries.append(summary.round)
+        if summary.round in rounds:
+            process_id = consortium._hosts[1].process_id
+            killed.append(process_id)
+            os.kill(process_id, signal.SIGKILL)
 
+    summaries, killed = [], []
     with consortia() as consortium:
+        consortium.run(kill)
+        assert consortium.replaced_workers == 1  # after the last round nobody is asked anything
+        if rounds == (1,):
+            assert len({found.digest for found in consortium.inspect_all().values()}) == 1
         processes = ids(consortium)
-        with pytest.raises(errors.WorkerFailed, match="a worker process has died"):
-            consortium.run(kill)
-    assert_gone(consortium, processes, threads)
+    assert summaries == [1, 2]
+    assert_gone(consortium, processes + killed, threads)
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, errors.Interrupted])
@@ -318,6 +346,7 @@ def test_no_argument_of_a_consortium_and_no_key_of_a_study_reaches_secret_random
         "jobs",
         "tap",
         "drop",
+        "open_store",
     }
     assert set(Member.__dataclass_fields__) == {"name", "rows", "policy"}
     assert "random" in inspect.signature(ParticipantNode).parameters

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-import hansa.participant.node as node_module
+import hansa.participant.local_update as node_module
 from hansa import errors
 from hansa.participant.shared_state import SharedState
 from hansa.privacy.noise import SecretRandom
@@ -166,10 +166,9 @@ def change_a_state(house):
 @pytest.mark.usefixtures("blind_coordinator")
 def test_the_study_stops_when_a_model_state_changed_between_rounds_and_the_coordinator_adds_it(house):
     change = change_a_state(house)
-    with pytest.raises(
-        errors.ParticipantLost, match=r"below the threshold 3: bank-1 refused: model_divergence"
-    ):
+    with pytest.raises(errors.ParticipantLost, match=r"below the threshold 3: bank-1 refused: aborted"):
         house.run(change)
+    assert type(house.errors["bank-1"][0]) is errors.ModelDivergence
     assert all(node.state.round == 1 for node in house.nodes.values())
 
 
@@ -214,7 +213,7 @@ def test_public_seeds_move_neither_noise_nor_sampling_nor_keys(houses, tiny_stud
         starts.append(house.nodes["bank-1"].state.values.copy())
         house.run()
         outcomes.append(house.nodes["bank-1"].state.values)
-        keys.append(house.nodes["bank-1"]._epoch)
+        keys.append(house.nodes["bank-1"].membership.entered[0])
     np.testing.assert_array_equal(starts[0], starts[1])
     assert np.count_nonzero(outcomes[0] == outcomes[1]) < 10
     assert keys[0].group_key != keys[1].group_key
@@ -239,8 +238,8 @@ def test_a_node_takes_its_secret_randomness_from_the_argument_that_only_tests_gi
 def test_no_secret_is_in_a_repr(house):
     house.answer()
     node = house.nodes["bank-1"]
-    shown = repr(node) + str(node.__dict__) + repr(node._epoch) + repr(node._machine) + repr(node._setup)
-    epoch = node._epoch
+    shown = repr(node) + str(node.__dict__) + repr(node.membership.entered) + str(node.membership.__dict__)
+    epoch = node.membership.entered[0]
     secrets = [
         epoch.group_key,
         epoch.he_key.export(),

@@ -3,6 +3,8 @@
 import pytest
 
 from hansa import errors
+from hansa.participant import local_update
+from hansa.participant.node_state import load_update
 from hansa.participant.policy import REQUIRED_LAYERS, Policy
 from hansa.privacy.accounting import epsilon_of
 from hansa.privacy.budget import Budget
@@ -75,9 +77,9 @@ def untouched(house, name):
     [
         ({"delta_limit": 1e-6}, errors.BudgetExhausted),
         ({"studies": frozenset({"0" * 64})}, errors.UnknownStudy),
-        ({"required_layers": REQUIRED_LAYERS | {"crash_recovery"}}, errors.LayerMissing),
+        ({"required_layers": REQUIRED_LAYERS | {"evaluation"}}, errors.LayerMissing),
         ({"required_layers": REQUIRED_LAYERS | {"no such layer"}}, errors.LayerMissing),
-        ({"smallest_cohort": 5}, errors.CohortTooSmall),
+        ({"smallest_cohort": 5}, errors.CohortBelowPolicy),
     ],
 )
 def test_a_refusal_reads_nothing_spends_nothing_and_leaves_as_its_code(
@@ -95,11 +97,11 @@ def test_a_policy_that_changes_after_the_epoch_was_entered_refuses_the_next_roun
     house.begin()
     node = house.nodes["bank-1"]
     node._policy = refusing(tiny_study, studies=frozenset())
-    node._trainer = tiny.Untouchable()
+    node.updates._trainer = tiny.Untouchable()
     with pytest.raises(errors.UnknownStudy):
         node.train(1, 0, house.packages, house.shares["bank-1"])
     untouched(house, "bank-1")
-    assert node._machine.entered == (0, -1)
+    assert node.membership.entered[1].entered == (0, -1)
 
 
 def test_a_round_that_the_budget_does_not_allow_reads_and_spends_nothing_and_the_others_go_on(
@@ -147,8 +149,9 @@ def test_a_roster_of_another_size_than_the_study_is_refused(
 ):
     study = tiny_study.with_changes(participants=participants)
     house = houses(study, tiny_bases(study), rows=dict.fromkeys(tiny.NAMES, tiny.Untouchable()))
-    with pytest.raises(errors.ParticipantLost, match="cohort_mismatch"):
+    with pytest.raises(errors.ParticipantLost, match="aborted"):
         house.run()
+    assert {type(error) for found in house.errors.values() for error in found} == {errors.CohortMismatch}
     assert not any(ledger.exists() for ledger in house.ledgers.values())
 
 
@@ -175,8 +178,30 @@ def test_the_round_that_would_pass_the_limit_is_refused_and_the_one_before_it_is
     assert node.budget.epsilon() == cost(node, tiny_study)
 
 
-def test_an_abandoned_attempt_stays_spent(house, tiny_study, tiny):
+def test_another_attempt_sends_the_same_update_and_spends_nothing(house, tiny_study, tiny):
     house.train(1, 0)
+    node, sent = house.nodes["bank-1"], list(house.wires["bank-1"].sent)
+    kept = load_update(house.stores["bank-1"])
+    node.updates._trainer = tiny.Untouchable()
+    house.close(1, 1)
+    assert tiny.kinds(house.ledgers["bank-1"]) == ["reserve", "commit"]
+    assert node.budget.epsilon() == cost(node, tiny_study, steps=1)
+    assert kept is not None
+    assert load_update(house.stores["bank-1"]) is None  # its round is over
+    again = house.wires["bank-1"].sent[len(sent) :]
+    assert len(again) == len(sent)
+    assert not set(again) & set(sent)  # other masks, other bytes
+
+
+def test_an_update_that_was_not_kept_stays_spent(house, tiny_study, tiny, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(local_update, "save_update", fail)
+        with pytest.raises(OSError, match="no space"):
+            house.train(1, 0)
+    assert not house.wires["bank-1"].sent
     house.close(1, 1)
     node = house.nodes["bank-1"]
     assert tiny.kinds(house.ledgers["bank-1"]) == ["reserve", "reserve", "commit"]

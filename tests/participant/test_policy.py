@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from hansa.errors import BudgetExhausted, CohortTooSmall, LayerMissing, PolicyRefusal, UnknownStudy
+from hansa.errors import BudgetExhausted, CohortBelowPolicy, LayerMissing, PolicyRefusal, UnknownStudy
 from hansa.participant.policy import REQUIRED_LAYERS, Policy
 from hansa.study import Study
 
@@ -58,7 +58,7 @@ def test_a_study_without_a_required_layer_is_refused(
     replace(agreed(study), required_layers=REQUIRED_LAYERS - set(off)).verify_study(study)
 
 
-@pytest.mark.parametrize("layer", ["crash_recovery", "a_layer_of_the_future"])
+@pytest.mark.parametrize("layer", ["evaluation_under_protection", "a_layer_of_the_future"])
 def test_a_required_layer_that_is_not_built_is_refused(study_with: Makes, layer: str) -> None:
     study = study_with()
     with pytest.raises(LayerMissing, match=layer):
@@ -74,7 +74,7 @@ def test_a_delta_above_the_limit_is_refused(study_with: Makes, limit: float) -> 
 
 def test_a_cohort_that_is_too_small_is_refused(study_with: Makes) -> None:
     study = study_with(aggregation={"participants": 4})
-    with pytest.raises(CohortTooSmall, match="a cohort of 4 is below this participant's least, 5"):
+    with pytest.raises(CohortBelowPolicy, match="a cohort of 4 is below this participant's least, 5"):
         replace(agreed(study), smallest_cohort=5).verify_study(study)
     replace(agreed(study), smallest_cohort=4).verify_study(study)
 

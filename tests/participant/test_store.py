@@ -84,6 +84,25 @@ def test_keys_by_prefix_a_missing_name_and_a_large_value(opened):
     assert store.generation == 3
 
 
+@pytest.mark.parametrize("length", [0, 1, 2**16 - 1, 2**16, 2**16 + 1, 2**16 + 44, 2**16 + 45, 200_000])
+def test_values_around_the_length_that_has_a_key_of_its_own_come_back_and_every_part_of_them_is_checked(
+    opened, length
+):
+    store, value = opened(), bytes(range(256)) * 800
+    store.put("name", value[:length])
+    assert store.get("name") == value[:length]
+    one = store._database.execute("SELECT value FROM records").fetchone()[0]
+    store.put("name", value[:length])
+    (sealed,) = store._database.execute("SELECT value FROM records").fetchone()
+    assert one[-16:] != sealed[-16:]
+    for at in {0, 20, 50, 61, len(sealed) // 2, len(sealed) - 1} & set(range(len(sealed))):
+        changed = sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :]
+        for wrong in (changed, sealed[:at], one):  # the last one is of an earlier generation
+            store._database.execute("UPDATE records SET value = ?", (wrong,))
+            with pytest.raises(StoreDamaged):
+                store.get("name")
+
+
 def test_calls_from_several_threads_are_served_one_after_another(opened):
     store = opened()
     threads = [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hansa.secure_agg.aggregator import RoundAggregator
-from hansa.secure_agg.bfv import HeKey
+from hansa.secure_agg.bfv import CiphertextSum, HeKey
 from hansa.secure_agg.epoch import Epoch, EpochSetup
 from hansa.secure_agg.identity import Identity, Roster
 from hansa.secure_agg.parameters import Terms
@@ -40,6 +40,7 @@ class Round:
     packages: list[bytes]
     shares: dict[str, list[bytes]]
     aggregator: RoundAggregator
+    leaves: dict[str, bytes] = field(default_factory=dict)
     levels: dict[str, np.ndarray] = field(default_factory=dict)
     uploads: dict[str, tuple[bytes, list[bytes]]] = field(default_factory=dict)
 
@@ -118,6 +119,11 @@ class House:
     def begin(self, number: int = 1, attempt: int = 0, cohort: list[str] | None = None) -> Round:
         cohort = cohort or self.names
         self.post(cohort)
+        return self.begin_with_posted(number, attempt, cohort)
+
+    def begin_with_posted(self, number: int, attempt: int, cohort: list[str] | None = None) -> Round:
+        """Begin an attempt with the packages that are on the board."""
+        cohort = cohort or self.names
         packages, shares = self.board.take(cohort)
         aggregator = RoundAggregator(
             roster=self.roster,
@@ -127,7 +133,7 @@ class House:
             attempt=attempt,
             cohort=cohort,
         )
-        return Round(number, attempt, packages, shares, aggregator)
+        return Round(number, attempt, packages, shares, aggregator, self.board.leaves(cohort))
 
     def start(self, name: str, round_: Round, **changes: object) -> None:
         model_hash, transcript = self.state[name]
@@ -180,8 +186,16 @@ class House:
             "count": next(iter(round_.levels.values())).size,
             "model_hash": model_hash,
             "transcript": transcript,
+            "leaves": round_.leaves.__getitem__,
         }
         return self.machines[name].catch_up(**(arguments | changes))
+
+    def sum_of(self, ciphertexts: list[bytes]) -> list[bytes]:
+        """An aggregate of the coordinator's own making, of one ciphertext."""
+        total = CiphertextSum()
+        for ciphertext in ciphertexts:
+            total.add(ciphertext)
+        return [total.serialise()]
 
     def finish(self, name: str, round_: Round, opened: Opened) -> None:
         self.state[name] = (

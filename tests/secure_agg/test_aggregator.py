@@ -17,6 +17,7 @@ from hansa.errors import (
     MalformedMessage,
     MessageTooLarge,
     ModelDivergence,
+    NotEnoughShares,
     NotInCohort,
     OutOfOrder,
     RosterEquivocation,
@@ -34,8 +35,9 @@ from hansa.secure_agg.aggregator import RoundAggregator
 from hansa.secure_agg.ciphertext_format import SEEDED_BYTES
 from hansa.secure_agg.cohort import ciphertext_list_hash
 from hansa.secure_agg.expected import ExpectedHeader
-from hansa.secure_agg.identity import Identity
+from hansa.secure_agg.identity import Identity, Roster
 from hansa.secure_agg.messages import Consent, Envelope, UploadHeader, sign_message
+from hansa.secure_agg.parameters import Terms
 
 
 def _aggregator(members, **changes):
@@ -209,7 +211,6 @@ def test_answers_to_another_roster_from_strangers_or_twice_are_refused(house):
         (StaleRound, resigned(attempt=1)),
         (BadSignature, resigned("bank-001")),
         (MalformedMessage, headers[0]),
-        (MalformedMessage, members.machines["bank-000"].abort(1, 0)),
     ):
         with pytest.raises(error):
             round_.aggregator.accept_answer(wrong)
@@ -314,3 +315,20 @@ def test_what_t_members_decide_while_an_upload_arrives_holds_for_it(house):
     assert aggregator.contributors == tuple(members.names[1:])
     aggregator.accept(header, [ciphertext])
     assert aggregator.close() == round_.aggregator.close()
+
+
+@pytest.mark.parametrize(
+    ("members", "relayed"), [(4, 4), (48, 48), (49, 49), (50, 50), (51, 51), (100, 83), (258, 189)]
+)
+def test_as_many_releases_are_relayed_as_open_a_round_and_sixteen_more(seeded_bytes, members, relayed):
+    keys = [(f"bank-{index:03d}", seeded_bytes(f"{index}")(32)) for index in range(members)]
+    roster = Roster(session_id=bytes(16), study_id=bytes(32), members=tuple(keys))
+    terms = Terms(participants=members)
+    aggregator = RoundAggregator(roster=roster, terms=terms, epoch=0, round_index=1, attempt=0)
+    aggregator._releases = {name: name.encode() for name, _ in reversed(keys)}
+    assert aggregator.releases() == [name.encode() for name, _ in keys[:relayed]]
+    aggregator._releases = {name: b"" for name, _ in keys[: terms.threshold]}
+    assert len(aggregator.releases()) == terms.threshold
+    del aggregator._releases["bank-000"]
+    with pytest.raises(NotEnoughShares):
+        aggregator.releases()

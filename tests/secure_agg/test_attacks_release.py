@@ -38,7 +38,6 @@ from hansa.secure_agg.messages import (
     sign_message,
 )
 from hansa.secure_agg.relay import PackageBoard
-from hansa.secure_agg.sealing import seal
 
 VICTIM = "bank-000"
 
@@ -221,25 +220,6 @@ def test_releases_that_are_not_those_of_the_roster_are_refused(house):
         with pytest.raises(error):
             machine.unmask(wrong)
     np.testing.assert_array_equal(machine.unmask(releases).total, round_.expected())
-
-
-def test_a_wrong_share_is_laid_to_its_holder_and_the_sum_is_exact_while_t_good_ones_are_left(house):
-    from hansa.secure_agg.sealing import release_key
-
-    members = house(5)
-    round_ = members.uploaded()
-    releases = members.released(round_)
-
-    def lied(data):
-        body = Release.decode(Envelope.decode(data).body)
-        key = release_key(members.epochs[VICTIM].group_key, body.roster_hash, body.sender)
-        return _resigned(members, Release, data, sealed_shares=seal(key, bytes(160), body.cohort_hash))
-
-    opened = members.machines[VICTIM].unmask([lied(releases[0]), *releases[1:]])
-    np.testing.assert_array_equal(opened.total, round_.expected())
-    assert opened.faulty_holders == (VICTIM,)
-    with pytest.raises(NotEnoughShares, match="good shares"):
-        members.machines[VICTIM].unmask([lied(releases[0]), lied(releases[1]), *releases[2:]])
 
 
 def test_an_upload_that_the_store_does_not_know_is_a_rollback(house):

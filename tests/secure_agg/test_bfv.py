@@ -1,7 +1,12 @@
+import os
 import pickle
+import threading
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tenseal import sealapi
 
 from hansa.errors import (
     AggregateHashMismatch,
@@ -126,6 +131,68 @@ def test_coefficients_are_packed_two_in_fifteen_bytes():
     first = sum(int(value) << (60 * place) for place, value in enumerate(values[:2]))
     assert packed[:15] == first.to_bytes(15, "little")
     np.testing.assert_array_equal(unpack_coefficients(packed), values)
+
+
+@settings(max_examples=30, deadline=None)
+@given(pairs=st.integers(1, 50), seed=st.integers(0, 2**32))
+def test_packed_coefficients_are_their_definition(pairs, seed):
+    values = np.random.default_rng(seed).integers(0, 2**60, 2 * pairs, dtype=np.uint64)
+    before = values.copy()
+    packed = b"".join(
+        (int(low) | int(high) << 60).to_bytes(15, "little") for low, high in values.reshape(-1, 2)
+    )
+    assert pack_coefficients(values) == packed
+    np.testing.assert_array_equal(values, before)
+    for data in (packed, bytearray(packed), memoryview(b"0" + packed)[1:]):
+        np.testing.assert_array_equal(unpack_coefficients(data), values)
+
+
+def test_a_short_object_is_not_completed_by_what_a_longer_one_left_in_the_file(he_key):
+    upload = he_key.encrypt(_slots(20)[0])
+    aggregate = _sum([upload])
+    scheme = bfv._scheme()
+    whole = bfv.seal_from_expanded(scheme.ring, aggregate)
+    bfv._load(sealapi.Ciphertext(scheme.context), whole)
+    with pytest.raises(ValueError, match="size"):
+        bfv._load(sealapi.Ciphertext(scheme.context), whole[:-8])
+    np.testing.assert_array_equal(he_key.decrypt(aggregate), _slots(20)[0])
+
+
+def test_threads_do_not_read_each_others_ciphertexts(he_key):
+    slots = _slots(21, 4)
+    failures = []
+
+    def work(own):
+        for _ in range(20):
+            total = CiphertextSum()
+            total.add(he_key.encrypt(own))
+            if not np.array_equal(he_key.decrypt(total.serialise()), own):
+                failures.append(own)
+
+    threads = [threading.Thread(target=work, args=(own,)) for own in slots]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_a_forked_process_has_a_file_of_its_own(he_key):
+    one, other = _slots(22, 2)
+    he_key.encrypt(one)  # this process has its file
+    before = os.fstat(bfv._thread_file.file._descriptor).st_ino
+    child = os.fork()
+    if child == 0:
+        right = all(np.array_equal(he_key.decrypt(_sum([he_key.encrypt(other)])), other) for _ in range(20))
+        os._exit(0 if right and os.fstat(bfv._thread_file.file._descriptor).st_ino != before else 1)
+    assert all(np.array_equal(he_key.decrypt(_sum([he_key.encrypt(one)])), one) for _ in range(20))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_no_file_keeps_a_key():
+    key = HeKey.generate()
+    held = os.pread(bfv._thread_file.file._descriptor, 1 << 20, 0)
+    assert unpack_coefficients(key.export())[:64].tobytes() not in held
 
 
 def test_a_wrong_length_is_refused_before_anything_is_read(he_key):

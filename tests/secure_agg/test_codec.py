@@ -1,4 +1,5 @@
 import hashlib
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -119,7 +120,7 @@ def _constant(value):
     return lambda count: np.full(count, value)
 
 
-@pytest.mark.parametrize("bits", [2, 8, 16])
+@pytest.mark.parametrize("bits", [2, 8, 16, 17, 20])
 @settings(max_examples=50, deadline=None)
 @given(value=st.floats(-1, 1), bound=st.floats(1e-6, 1e6))
 def test_the_expected_level_is_the_scaled_value(bits, value, bound):
@@ -151,6 +152,25 @@ def test_levels_are_within_bounds_whatever_is_drawn(draw, bound):
     assert levels.dtype == np.int64
 
 
+@pytest.mark.parametrize("bits", [4, 8, 16, 17, 20])
+@pytest.mark.parametrize("participants", [3, 16, 17, 100, 258])
+def test_levels_and_means_are_exact_at_every_width(participants, bits):
+    top = 2 ** (bits - 1) - 1
+    levels = np.unique(np.linspace(-top, top, 2001).astype(np.int64))
+    np.testing.assert_array_equal(
+        quantise(levels.astype(np.float64), float(top), bits, _constant(0.5)), levels
+    )
+    for draw in (0.0, np.nextafter(1.0, 0.0)):
+        extremes = quantise(np.array([top, -top, 2.0 * top]), float(top), bits, _constant(draw))
+        assert extremes.tolist() == [top, -top, top]
+    limit = top * participants
+    totals = np.unique(np.linspace(-limit, limit, 2001).astype(np.int64))
+    means = dequantise_sum(totals, 0.25, bits, participants)  # a power of two: only the division rounds
+    assert means.tolist() == [float(Fraction(int(total), 4 * limit)) for total in totals]
+    with pytest.raises(AggregateRangeViolation):
+        dequantise_sum(np.array([limit + 1]), 0.25, bits, participants)
+
+
 def test_single_precision_is_taken_as_it_is():
     values = np.random.default_rng(1).normal(size=1000).astype(np.float32)
     draws = np.random.default_rng(2).random(1000)
@@ -169,7 +189,7 @@ def test_an_update_that_is_not_finite_or_not_a_vector_is_refused():
             quantise(values, 1.0, 8, _constant(0.5))
     with pytest.raises(UpdateShapeMismatch):
         quantise(np.zeros(3), 1.0, 8, lambda count: np.zeros(count + 1))
-    for bound, bits in ((0.0, 8), (-1.0, 8), (np.inf, 8), (np.nan, 8), (1.0, 1), (1.0, 17)):
+    for bound, bits in ((0.0, 8), (-1.0, 8), (np.inf, 8), (np.nan, 8), (1.0, 1), (1.0, 21)):
         with pytest.raises(InvalidValue):
             quantise(np.zeros(3), bound, bits, _constant(0.5))
 

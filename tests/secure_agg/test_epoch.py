@@ -232,9 +232,20 @@ def test_the_board_takes_whole_packages_and_hands_each_out_once(house):
     board = PackageBoard(members.roster, members.terms, 0)
     with pytest.raises(NotInCohort):
         board.take(members.names)
-    for wrong in (blobs[:3], [*blobs[:3], bytes(80)], [*blobs[:3], b""], [bytes(80), *blobs[1:]]):
+    assert [len(share) for share in blobs] == [48, 128, 128, 128]
+    for wrong in (
+        blobs[:3],
+        [*blobs[:3], bytes(128)],
+        [*blobs[:3], b""],
+        [blobs[1], *blobs[1:]],
+        [bytes(48), *blobs[1:]],
+        [blobs[0], blobs[2], blobs[1], blobs[3]],
+        [*blobs[:3], bytes(80) + blobs[3][80:]],
+        [*blobs[:3], blobs[3][:-1] + bytes([blobs[3][-1] ^ 1])],
+    ):
         with pytest.raises(PackageHashMismatch):
             board.accept(signed, wrong)
+    assert board.available() == ()
     with pytest.raises(BadSignature):
         board.accept(signed.replace(b"bank-000", b"bank-001"), blobs)
     board.accept(signed, blobs)
@@ -248,7 +259,9 @@ def test_the_board_takes_whole_packages_and_hands_each_out_once(house):
     assert board.available() == tuple(members.names)
     packages, shares = board.take(members.names)
     assert packages[0] == signed
-    assert shares["bank-002"][0] == blobs[2]
+    assert shares["bank-002"][0][:128] == blobs[2]
+    assert [len(share) for share in shares["bank-002"]] == [192, 192, 0, 192]  # a path of two
+    assert board.leaves(["bank-000"]) == {"bank-000": b"".join(share[-48:] for share in blobs)}
     assert (board.available(), board.handed_out("bank-000")) == ((), 1)
     board.accept(signed, blobs)
     assert board.available() == ()

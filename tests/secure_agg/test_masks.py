@@ -10,8 +10,17 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from hansa.errors import MalformedMessage
+from hansa.secure_agg import masks
 from hansa.secure_agg.cohort import cohort_hash
-from hansa.secure_agg.masks import mask_stream, net_mask, pair_seed, pair_sign, self_seed
+from hansa.secure_agg.masks import (
+    add_mask,
+    mask_stream,
+    net_mask,
+    pair_seed,
+    pair_sign,
+    self_seed,
+    take_mask,
+)
 from hansa.secure_agg.parameters import PLAIN_MODULUS
 
 # RFC 7748 section 6.1
@@ -194,3 +203,46 @@ def test_the_cohort_hash_binds_every_part():
 
 def _message_hash(framed_hash, data):
     return framed_hash(b"hansa/v1/secure-agg/signed-message", data)
+
+
+def _net_mask_by_definition(seeds, slots):
+    total = sum(sign * mask_stream(seed, slots).astype(object) for sign, seed in seeds)
+    return (total % PLAIN_MODULUS).tolist()
+
+
+@pytest.mark.parametrize("slots", [1, 7, (1 << 15) - 1, 1 << 15, (1 << 15) + 1, 3 * (1 << 15) + 5])
+def test_a_net_mask_is_the_same_whole_or_in_pieces(slots):
+    seeds = [(sign, hashlib.sha256(bytes([place])).digest()) for place, sign in enumerate((1, -1, -1, 1, -1))]
+    for some in (seeds[:1], seeds[1:2], seeds):
+        mask = net_mask(iter(some), slots)
+        assert mask.dtype == np.uint64
+        assert mask.tolist() == _net_mask_by_definition(some, slots)
+    assert not net_mask([], slots).any()
+
+
+def test_a_rejected_word_of_a_later_piece_is_replaced_by_its_own_slot(monkeypatch):
+    seed, slots, modulus = hashlib.sha256(b"pieces").digest(), 1000, 2**47 + 5
+    whole = mask_stream(seed, slots, modulus).tolist()
+    assert whole == _reference(seed, slots, modulus)
+    monkeypatch.setattr(masks, "PLAIN_MODULUS", modulus)
+    monkeypatch.setattr(masks, "_PIECE_SLOTS", 64)
+    real = masks._MaskStream
+    monkeypatch.setattr(masks, "_MaskStream", lambda seed: real(seed, modulus))
+    assert net_mask([(1, seed)], slots).tolist() == whole
+    assert net_mask([(-1, seed)], slots).tolist() == [-value % modulus for value in whole]
+
+
+EDGES = [0, 1, 2, PLAIN_MODULUS // 2, PLAIN_MODULUS - 2, PLAIN_MODULUS - 1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    values=st.lists(st.tuples(*2 * [st.sampled_from(EDGES) | st.integers(0, PLAIN_MODULUS - 1)]), min_size=1)
+)
+def test_masks_are_added_and_taken_modulo_t(values):
+    slots, mask = np.array(values, dtype=np.uint64).T
+    before = slots.copy()
+    assert add_mask(slots, mask).tolist() == [(a + b) % PLAIN_MODULUS for a, b in values]
+    assert take_mask(slots, mask).tolist() == [(a - b) % PLAIN_MODULUS for a, b in values]
+    np.testing.assert_array_equal(take_mask(add_mask(slots, mask), mask), before)
+    np.testing.assert_array_equal(slots, before)

@@ -18,7 +18,6 @@ from hansa.errors import (
 from hansa.secure_agg import messages
 from hansa.secure_agg.identity import Identity, Roster, verify_signature
 from hansa.secure_agg.messages import (
-    Abort,
     Consent,
     Deal,
     Envelope,
@@ -27,6 +26,7 @@ from hansa.secure_agg.messages import (
     Release,
     RoundResult,
     UploadHeader,
+    Void,
     Vote,
     open_signed,
     sign_message,
@@ -72,9 +72,7 @@ ANY_RECORD = st.one_of(
         package_id=st.binary(min_size=16, max_size=16),
         mask_key=HASH,
         seed_commitment=st.one_of(st.just(b""), HASH),
-        blob_hashes=_repeated(16),
-        seed_share_hashes=_repeated(16),
-        mask_share_hashes=_repeated(16),
+        leaf_root=st.one_of(st.just(b""), HASH),
     ),
     st.builds(
         UploadHeader,
@@ -95,7 +93,7 @@ ANY_RECORD = st.one_of(
         sealed_shares=st.binary(min_size=17, max_size=200),
     ),
     st.builds(RoundResult, **HEAD, cohort_hash=HASH, roster_hash=HASH, state_tag=HASH, transcript=HASH),
-    st.builds(Abort, **HEAD),
+    st.builds(Void, **HEAD, cohort_hash=HASH, roster_hash=HASH, transcript=HASH),
     st.builds(
         Envelope,
         type=st.just("vote"),
@@ -104,7 +102,7 @@ ANY_RECORD = st.one_of(
         signature=st.binary(min_size=64, max_size=64),
     ),
 )
-KINDS = [Join, Deal, Vote, Package, UploadHeader, Consent, Release, RoundResult, Abort]
+KINDS = [Join, Deal, Vote, Package, UploadHeader, Consent, Release, RoundResult, Void]
 GOLDEN_SIGNATURE = (
     "034c1eb59bc9475663a33777c620de83e9e797668ed44fdc12b7547f6ffe99f8"
     "49357c6043a0004fdb961bb96b5e1908d6972e3586e95d6a0ae152b3dcdf060b"
@@ -191,6 +189,15 @@ def test_a_record_cannot_be_made_with_a_wrong_field():
     for shares in (bytes(16), bytes(16 + 32 * 258 + 1), "x" * 32):
         with pytest.raises(MalformedMessage, match="sealed_shares"):
             Release(**header, **hashes, sealed_shares=shares)
+    commitments = {"seed_commitment": bytes(32), "leaf_root": bytes(32)}
+    package = header | {"number": 1, "package_id": bytes(16), "mask_key": bytes(32)} | commitments
+    del package["attempt"]
+    Package(**package)
+    for name in commitments:
+        Package(**package | {name: b""})  # strict mode
+        for length in (1, 16, 31, 33, 64):
+            with pytest.raises(MalformedMessage, match=name):
+                Package(**package | {name: bytes(length)})
 
 
 def test_keys_are_short_enough_that_both_orders_of_map_keys_agree():
@@ -344,9 +351,7 @@ def test_the_largest_messages_fit_their_bounds(house):
             package_id=bytes(16),
             mask_key=bytes(32),
             seed_commitment=bytes(32),
-            blob_hashes=bytes(16 * 258),
-            seed_share_hashes=bytes(16 * 258),
-            mask_share_hashes=bytes(16 * 258),
+            leaf_root=bytes(32),
         ),
         UploadHeader(
             **head,

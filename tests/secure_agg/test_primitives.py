@@ -1,10 +1,12 @@
 """Shamir shares, sum tags and seals."""
 
+import hashlib
 import itertools
 import os
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +17,14 @@ from hansa.errors import (
     NotEnoughShares,
     UpdateShapeMismatch,
 )
-from hansa.secure_agg.derivation import derive_key, keystream_words
+from hansa.secure_agg.derivation import (
+    derive_key,
+    fill_with_keystream,
+    framed,
+    keystream,
+    keystream_words,
+    labelled_hash,
+)
 from hansa.secure_agg.masks import mask_stream
 from hansa.secure_agg.parameters import PLAIN_MODULUS, TAG_SLOTS
 from hansa.secure_agg.sealing import MemberKey, seal, seal_to_member, unseal
@@ -88,6 +97,48 @@ def test_a_long_vector_of_largest_values_is_exact():
     tag = SumTag(b"g" * 32, b"c" * 32)
     total = (-np.array(tag._linear(np.ones_like(slots)), dtype=object)) % PLAIN_MODULUS
     assert tag._linear(slots) == total.tolist()  # (t - 1) h = -h
+
+
+def _tags_by_block(group_key, cohort, slots):
+    """The definition once more, fast enough for several blocks: Python integers without rounding."""
+    key = derive_key(group_key, salt=cohort, info=b"hansa/v1/secure-agg/tag-coefficients")
+    totals = np.zeros(TAG_SLOTS, dtype=object)
+    for block, start in enumerate(range(0, slots.size, 1 << 15)):
+        part = slots[start : start + (1 << 15)].astype(object)
+        words = keystream_words(key, 2 * part.size, nonce=block).reshape(-1, 2)
+        for row in range(TAG_SLOTS):
+            coefficients = words[:, row // 4] >> np.uint64(16 * (row % 4)) & np.uint64(0xFFFF)
+            totals[row] += int((coefficients.astype(object) * part).sum())
+    return (totals % PLAIN_MODULUS).tolist()
+
+
+@pytest.mark.parametrize(
+    "slots", [1, (1 << 13) - 1, 1 << 13, (1 << 13) + 1, (1 << 15) + 1, 2 * (1 << 15) + 77]
+)
+def test_tags_over_pieces_and_blocks_are_their_definition(slots):
+    tag = SumTag(b"g" * 32, b"c" * 32)
+    for vector in (mask_stream(b"v" * 32, slots), np.full(slots, PLAIN_MODULUS - 1, dtype=np.uint64)):
+        assert tag._linear(vector) == _tags_by_block(b"g" * 32, b"c" * 32, vector)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 1000, (1 << 15) - 1, 1 << 15, (1 << 15) + 1, 100_000])
+def test_a_key_stream_is_aes_in_counter_mode_whatever_its_length(count):
+    cipher = Cipher(algorithms.AES(b"k" * 32), modes.CTR((7).to_bytes(8, "big") + bytes(8))).encryptor()
+    expected = np.frombuffer(cipher.update(bytes(8 * count)), dtype="<u8")
+    words = keystream_words(b"k" * 32, count, nonce=7)
+    assert (words.dtype, words.flags.writeable) == (np.uint64, True)
+    np.testing.assert_array_equal(words, expected)
+    pieces = np.empty(count, dtype="<u8")
+    stream = keystream(b"k" * 32, 7)
+    for part in np.array_split(pieces, 3):
+        fill_with_keystream(stream, part)
+    np.testing.assert_array_equal(pieces, expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(parts=st.lists(st.binary(max_size=300), min_size=1, max_size=6))
+def test_a_labelled_hash_is_that_of_the_framed_parts(parts):
+    assert labelled_hash(*parts) == hashlib.sha256(framed(*parts)).digest()
 
 
 @settings(max_examples=25, deadline=None)

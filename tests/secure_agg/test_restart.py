@@ -18,6 +18,7 @@ from hansa.errors import (
     UploadReuse,
 )
 from hansa.secure_agg import uploading
+from hansa.secure_agg.attempt import UPLOAD, UPLOAD_CIPHERTEXTS, load
 from hansa.secure_agg.messages import Envelope
 from hansa.secure_agg.store import MemoryStore
 
@@ -114,10 +115,11 @@ def test_killed_at_any_write_a_round_ends_in_the_exact_sum_or_a_named_error(hous
     assert {"abandoned", "answered again", "no write left to die at"} <= outcomes
 
 
-def test_a_store_that_fails_once_never_lets_a_second_upload_out(house):
+@pytest.mark.parametrize("write", [2, 3])  # the ciphertexts, then the record that stands for the upload
+def test_a_store_that_fails_once_never_lets_a_second_upload_out(house, write):
     members = house(4)
     round_ = members.begin()
-    mortal = MortalStore(members.stores[VICTIM]._values, 2, after=False)
+    mortal = MortalStore(members.stores[VICTIM]._values, write, after=False)
     members.machines[VICTIM] = members.machine(VICTIM, mortal)
     members.start(VICTIM, round_)
     with pytest.raises(Killed):
@@ -126,6 +128,19 @@ def test_a_store_that_fails_once_never_lets_a_second_upload_out(house):
         members.machines[VICTIM].protect(np.array([1]))
     with pytest.raises(UploadReuse):
         members.restart(VICTIM).protect(np.array([1]))
+    assert members.machines[VICTIM].upload is None
+
+
+def test_ciphertexts_lie_apart_from_the_header_and_neither_outlives_the_round(house):
+    members = house(4)
+    round_ = members.uploaded(count=40_000)
+    store, ciphertexts = members.stores[VICTIM], round_.uploads[VICTIM][1]
+    assert len(ciphertexts) == 3
+    assert load(store, UPLOAD_CIPHERTEXTS) == {"ciphertexts": ciphertexts}
+    assert len(store.get(UPLOAD)) < 1000
+    assert members.restart(VICTIM).upload == round_.uploads[VICTIM]
+    members.machines[VICTIM].finish(1, 0)
+    assert store.get(UPLOAD) is store.get(UPLOAD_CIPHERTEXTS) is None
 
 
 @pytest.mark.parametrize("full", [True, False])
@@ -178,6 +193,16 @@ def test_a_package_that_this_store_never_made_is_a_rollback(house):
         members.machines[VICTIM].packages(3)
     assert members.machines[VICTIM].packages(1)[0] == first[1]
     assert members.machines[VICTIM].packages(3)[0] not in first
+
+
+def test_what_packages_say_is_kept_in_memory_only_and_read_again_after_a_restart(house):
+    members = house(4)
+    members.uploaded()
+    running = members.machines[VICTIM]._attempt
+    assert sorted(running.bodies) == members.names
+    again = members.restart(VICTIM)._attempt
+    assert again.bodies == {}
+    assert again.opened_packages() == running.opened_packages() == running.bodies
 
 
 # -- equivocation: every split of the honest members -----------------------------------------------------------

@@ -9,12 +9,19 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from hansa.secure_agg import packages
-from hansa.secure_agg.cohort import ciphertext_list_hash, cohort_hash, roster_hash, state_tag, transcript_link
+from hansa.secure_agg.cohort import (
+    ciphertext_list_hash,
+    cohort_hash,
+    roster_hash,
+    state_tag,
+    transcript_link,
+    void_link,
+)
 from hansa.secure_agg.epoch import group_commitment, manifest_hash
 from hansa.secure_agg.identity import Identity, Roster
+from hansa.secure_agg.leaves import leaf_of, leaf_tree
 from hansa.secure_agg.masks import mask_stream, pair_seed, self_seed
 from hansa.secure_agg.messages import (
-    Abort,
     Consent,
     Deal,
     Join,
@@ -22,6 +29,7 @@ from hansa.secure_agg.messages import (
     Release,
     RoundResult,
     UploadHeader,
+    Void,
     Vote,
     sign_message,
 )
@@ -75,9 +83,7 @@ def _bodies():
             package_id=_bytes("package", 16),
             mask_key=_public("mask a"),
             seed_commitment=_bytes("bc"),
-            blob_hashes=_bytes("blobs", 48),
-            seed_share_hashes=_bytes("seeds", 48),
-            mask_share_hashes=_bytes("masks", 48),
+            leaf_root=_bytes("root"),
         ),
         "upload-header": UploadHeader(
             **head,
@@ -93,7 +99,7 @@ def _bodies():
         "round-result": RoundResult(
             **head, **hashes, state_tag=_bytes("tag"), transcript=_bytes("transcript")
         ),
-        "abort": Abort(**head),
+        "void": Void(**head, **hashes, transcript=_bytes("transcript")),
     }
 
 
@@ -123,6 +129,7 @@ def compute_derivations():
     channel = pair_key(_private("a"), joins["b"].channel_key, group_key, _bytes("manifest"), "b")
     signed = {name: _bytes(f"signed {name}", 100) for name in ("a", "b", "c")}
     sealing_key = share_key(channel, _bytes("package", 16), "a", "b")
+    leaves = [_bytes(f"leaf {index}", 48) for index in range(8)]
     numbers = iter(range(100))
     shares = split(
         bytes(31) + b"\x01",
@@ -141,10 +148,11 @@ def compute_derivations():
         "pair channel a b": channel.hex(),
         "share key a to b": sealing_key.hex(),
         "share blob a to b": seal(sealing_key, _bytes("two shares", 64), _bytes("manifest")).hex(),
-        "share hashes": [
-            packages._short_hash(label, _bytes("package", 16), 1, _bytes("share")).hex()
-            for label in (packages.labels.SHARE_BLOB, packages.labels.SEED_SHARE, packages.labels.MASK_SHARE)
+        "share leaf": leaf_of(_bytes("package", 16), 1, *(_bytes("share"),) * 3).hex(),
+        "leaf roots of 1 to 8": [
+            leaf_tree(_bytes("package", 16), leaves[:size])[0].hex() for size in range(1, 9)
         ],
+        "leaf paths of 5": [path.hex() for path in leaf_tree(_bytes("package", 16), leaves[:5])[1]],
         "seed commitment": packages.seed_commitment(_bytes("package", 16), _bytes("seed")).hex(),
         "shares 3 of 4": [share.hex() for share in shares],
         "cohort": cohort_hash(_bytes("manifest"), 7, 1, signed, _bytes("transcript")).hex(),
@@ -160,6 +168,7 @@ def compute_derivations():
         "transcript": transcript_link(
             group_key, _bytes("transcript"), roster_bytes, _bytes("aggregate"), total
         ).hex(),
+        "void link": void_link(group_key, _bytes("transcript"), roster_bytes).hex(),
     }
 
 

@@ -5,11 +5,11 @@ A member that missed a round downloads its headers and aggregate later, together
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from hansa.coordinator.results import KEPT_ROUNDS, RoundResults
-from hansa.errors import StaleRound
+from hansa.errors import PackageLeavesMissing, StaleRound
 from hansa.secure_agg.aggregator import RoundAggregator
 from hansa.secure_agg.arriving import ArrivingUpload
 from hansa.secure_agg.expected import ExpectedHeader
@@ -60,6 +60,7 @@ class AggregationService:
         self._lock = threading.Lock()  # of the attributes below; never held while bytes come or are added
         self._running: RoundAggregator | None = None
         self._at = (0, 0)
+        self._leaves: dict[tuple[int, int], dict[str, bytes]] = {}
         self._earlier_uplink_bytes = self.downlink_bytes = 0
 
     @property
@@ -136,6 +137,28 @@ class AggregationService:
     def forget(self, before_round: int) -> None:
         """Drop the results of rounds that every member has applied."""
         self._results.forget(before_round)
+        with self._lock:
+            self._leaves = {at: leaves for at, leaves in self._leaves.items() if at[0] >= before_round}
+
+    def keep_leaves(self, round_index: int, attempt: int, leaves: Mapping[str, bytes]) -> None:
+        """Keep the leaves of a cohort's packages, by dealer, for as long as the attempt's result may be asked for."""
+        with self._lock:
+            self._leaves[round_index, attempt] = dict(leaves)
+
+    def package_leaves(self, round_index: int, attempt: int, dealer: str) -> bytes:
+        """Give the leaves of a dealer's package to a member that was released a wrong share of it.
+
+        Raises:
+            PackageLeavesMissing: There are none of this dealer in this attempt, or no longer.
+        """
+        with self._lock:
+            found = self._leaves.get((round_index, attempt), {}).get(dealer, b"")
+            if not found:
+                raise PackageLeavesMissing(
+                    f"no leaves of {dealer!r} are kept for round {round_index} attempt {attempt}"
+                )
+            self.downlink_bytes += len(found)
+            return found
 
     def download(self, round_index: int, attempt: int) -> tuple[list[bytes], list[bytes]]:
         """Give the signed headers and the aggregate of an attempt, whole; see `stream`."""

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from flwr.app import ConfigRecord, ConfigRecordValues, Message, RecordDict
 from flwr.serverapp import Grid
 
-from hansa.errors import Error, MalformedMessage, ParticipantLost
+from hansa.errors import Error, MalformedMessage, ParticipantLost, ParticipantRefused
 
 Reply = dict[str, ConfigRecordValues]
+ABORTED = "aborted"  # what a member says of every failure that is not a refusal by its policy
 _PULL_SECONDS = 0.002
 _LISTS, _CLOSED = ("packages", "shares"), "closed"  # all other fields are one signed message
 
@@ -28,7 +29,7 @@ class Exchange:
     def ask(
         self, kind: str, requests: Mapping[str, Reply], expected: Iterable[str]
     ) -> tuple[dict[str, Reply], dict[str, Error]]:
-        """Ask each member its own request.
+        """Ask each member its own request; one whose node fails is asked once more.
 
         Args:
             kind: Flower message type.
@@ -39,18 +40,8 @@ class Exchange:
             The good answers by member, and for every other member why it counts as lost.
         """
         fields = frozenset(expected)
-        members = sorted(requests)
-        messages = [
-            Message(
-                RecordDict({"request": ConfigRecord(requests[member])}),
-                dst_node_id=self._nodes[member],
-                message_type=kind,
-                ttl=self._deadline_seconds,
-                group_id=str(requests[member]["round"]),
-            )
-            for member in members
-        ]
-        pending = dict(zip(self._grid.push_messages(messages), members, strict=True))
+        asked_again: set[str] = set()
+        pending = self._push(kind, requests)
         answers: dict[str, Reply] = {}
         lost: dict[str, Error] = {}
         deadline = time.monotonic() + self._deadline_seconds
@@ -61,6 +52,12 @@ class Exchange:
                 member = pending.pop(reply.metadata.reply_to_message_id, None)
                 if member is None:
                     raise MalformedMessage(f"the grid gave an answer to {kind} that was not asked for")
+                if reply.has_error() and member not in asked_again:
+                    asked_again.add(
+                        member
+                    )  # a node that crashed may be back: it answers with what it had stored
+                    pending |= self._push(kind, {member: requests[member]})
+                    continue
                 try:
                     answers[member] = _answer(reply, member, fields)
                 except (ParticipantLost, MalformedMessage) as error:
@@ -73,6 +70,21 @@ class Exchange:
             )
         return answers, lost
 
+    def _push(self, kind: str, requests: Mapping[str, Reply]) -> dict[str, str]:
+        """Send each member its request; give the members by message id."""
+        members = sorted(requests)
+        messages = [
+            Message(
+                RecordDict({"request": ConfigRecord(requests[member])}),
+                dst_node_id=self._nodes[member],
+                message_type=kind,
+                ttl=self._deadline_seconds,
+                group_id=str(requests[member]["round"]),
+            )
+            for member in members
+        ]
+        return dict(zip(self._grid.push_messages(messages), members, strict=True))
+
 
 def _answer(reply: Message, member: str, fields: frozenset[str]) -> Reply:
     """Take exactly the expected fields out of a reply."""
@@ -82,7 +94,9 @@ def _answer(reply: Message, member: str, fields: frozenset[str]) -> Reply:
     if record is None:
         raise MalformedMessage(f"the reply of {member} holds no record 'reply'")
     if "error" in record:
-        raise ParticipantLost(f"{member} refused: {str(record['error'])[:64]}")
+        code = str(record["error"])[:64]
+        kind = ParticipantLost if code == ABORTED else ParticipantRefused
+        raise kind(f"{member} refused: {code}")
     if set(record) != fields:
         raise MalformedMessage(f"the reply of {member} does not hold {', '.join(sorted(fields))} alone")
     wrong = [field for field in sorted(fields) if not _is_well_formed(field, record[field])]

@@ -14,7 +14,7 @@ from hansa.errors import ProtocolError
 from hansa.secure_agg.cohort import cohort_hash, open_each
 from hansa.secure_agg.expected import ExpectedHeader
 from hansa.secure_agg.identity import Roster
-from hansa.secure_agg.messages import Deal, Package, RoundResult, Vote, open_signed
+from hansa.secure_agg.messages import Deal, Package, RoundResult, Void, Vote, open_signed
 from hansa.secure_agg.parameters import Terms
 
 _FIRST_TRANSCRIPT = bytes(32)
@@ -65,6 +65,16 @@ class Expectations:
             last_round, transcript, state_tag = agreed
             self._next_round = last_round + 1
             self._known = replace(self._known, previous_transcript=transcript, state_tag=state_tag)
+
+    def round_void(self, voids: Sequence[bytes]) -> None:
+        """Take the history from T signed voids of a round; they say nothing of the state's tag."""
+        bodies = [body for body, _ in open_each(voids, Void, self._roster, self._epoch).values()]
+        agreed = self._agreed((body.round, body.transcript) for body in bodies)
+        self.history_unknown()
+        if agreed is not None:
+            last_round, transcript = agreed
+            self._next_round = last_round + 1
+            self._known = replace(self._known, previous_transcript=transcript)
 
     def history_unknown(self) -> None:
         """Forget history and state: the members went on in a way that their confirmations do not show."""

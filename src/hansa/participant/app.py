@@ -1,7 +1,7 @@
 """The participant as a Flower `ClientApp`: handlers that pass messages to the node and its answers back.
 
 Only this file of the room knows Flower. A request holds round and attempt and signed messages of other members; every reply is
-one config record. A failure, foreseen or not, leaves as its error code alone: messages of errors stay with the participant.
+one config record. A failure, foreseen or not, leaves as one word: what went wrong stays with the participant.
 """
 
 import traceback
@@ -11,15 +11,7 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, ConfigRecordValues, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from hansa.errors import (
-    AggregateRangeViolation,
-    AggregateTagMismatch,
-    Error,
-    InternalFailure,
-    MalformedCiphertext,
-    MalformedMessage,
-    ReleaseNotAgreed,
-)
+from hansa.errors import Error, InternalFailure, MalformedMessage, PolicyRefusal, ReleaseNotAgreed
 from hansa.participant.node import Packages, ParticipantNode
 
 REQUEST = "request"
@@ -75,7 +67,7 @@ def _signed(record: ConfigRecord, key: str, most: int = MOST_MEMBERS) -> list[by
 
 
 def _with_packages(packages: Packages, **signed: bytes) -> Fields:
-    """Lay packages side by side: the signed ones, then all sealed shares in order."""
+    """Lay packages side by side: the signed ones, then all posted shares in order."""
     shares = [share for _, sealed in packages for share in sealed]
     return {"packages": [package for package, _ in packages], "shares": shares, **signed}
 
@@ -90,12 +82,13 @@ def _closed(node: ParticipantNode, request: Request) -> Fields:
 
 
 # Each step: the lists of signed messages that its request holds beside round and attempt, and what it calls. Where an epoch is
-# set up, the round is the epoch's number.
+# set up, the round is the epoch's number; where packages are asked for, that of the last one which was handed out.
 _STEPS: dict[str, tuple[tuple[str, ...], Step]] = {
     "query.join": ((), lambda n, q: {"join": n.join(q.round)}),
     "query.deal": (("joins",), lambda n, q: {"deal": n.deal(q.lists["joins"])}),
     "query.vote": (("joins", "deal"), lambda n, q: {"vote": n.vote(q.lists["joins"], q.lists["deal"][0])}),
     "query.enter": (("votes",), lambda n, q: _with_packages(n.enter(q.lists["votes"]))),
+    "query.packages": ((), lambda n, q: _with_packages(n.packages(q.round))),
     "train": (
         ("packages", "shares"),
         lambda n, q: {"header": n.train(q.round, q.attempt, q.lists["packages"], q.lists["shares"])},
@@ -109,6 +102,8 @@ _STEPS: dict[str, tuple[tuple[str, ...], Step]] = {
         ("releases",),
         lambda n, q: _opened(*n.unmask(q.round, q.attempt, q.lists["releases"])),
     ),
+    "query.void": ((), lambda n, q: {"void": n.void(q.round, q.attempt)}),
+    "query.skip": (("voids",), lambda n, q: _with_packages(n.skip(q.round, q.attempt, q.lists["voids"]))),
     "query.open": ((), lambda n, q: _opened(*n.open(q.round, q.attempt))),
     "query.catch_up": (
         ("packages", "releases"),
@@ -116,10 +111,6 @@ _STEPS: dict[str, tuple[tuple[str, ...], Step]] = {
     ),
     "query.close": (("results",), _closed),
 }
-
-
-# What only somebody who decrypts can find.
-_SECRET_REASONS = (AggregateTagMismatch, AggregateRangeViolation, MalformedCiphertext)
 
 
 def make_client_app(node: ParticipantNode, *, report: Callable[[Error], None]) -> ClientApp:
@@ -132,7 +123,8 @@ def make_client_app(node: ParticipantNode, *, report: Callable[[Error], None]) -
     Guarantees:
         - A reply holds signed protocol messages, sealed shares or an error code, nothing else.
         - Training results other than protected updates do not leave: `evaluate` is refused.
-        - Why a sum could not be opened does not leave: the code is the same whatever went wrong.
+        - A refusal by policy or budget leaves as its code. Every other failure is the same reply, whatever went wrong:
+          reasons would tell a coordinator that crafts messages and sums about keys and data.
     """
     app = ClientApp()
     for kind, (lists, step) in _STEPS.items():
@@ -157,8 +149,7 @@ def _handler(
         except Exception as error:  # Flower would send the text of whatever passes here to the coordinator
             known = error if isinstance(error, Error) else _unforeseen(error)
             report(known)
-            # Why a sum could not be opened would tell a coordinator that crafts sums about the key.
-            reply = {"error": ABORTED if isinstance(known, _SECRET_REASONS) else known.code}
+            reply = {"error": known.code if isinstance(known, PolicyRefusal) else ABORTED}
         return Message(RecordDict({REPLY: ConfigRecord(reply)}), reply_to=message)
 
     return handle

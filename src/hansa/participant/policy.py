@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hansa.errors import BudgetExhausted, CohortTooSmall, LayerMissing, UnknownStudy
+from hansa.errors import BudgetExhausted, CohortBelowPolicy, LayerMissing, UnknownStudy
 from hansa.study import PARTICIPANTS_LEAST, Study
 
 REQUIRED_LAYERS = frozenset(
@@ -35,7 +35,7 @@ class Policy:
             UnknownStudy: The participant has not agreed to it.
             LayerMissing: A required protection is off.
             BudgetExhausted: δ is above the limit.
-            CohortTooSmall: Too few participants.
+            CohortBelowPolicy: Too few participants.
         """
         if study.id not in self.studies:
             raise UnknownStudy(f"study {study.id[:16]} was not agreed to by this participant")
@@ -50,7 +50,7 @@ class Policy:
                 f"delta {study.privacy.delta:g} of the study is above the limit {self.delta_limit:g}"
             )
         if study.aggregation.participants < self.smallest_cohort:
-            raise CohortTooSmall(
+            raise CohortBelowPolicy(
                 f"a cohort of {study.aggregation.participants} is below this participant's least, "
                 f"{self.smallest_cohort}"
             )

@@ -86,6 +86,11 @@ class SharedState:
         self.round += 1
         self.transcript = transcript
 
+    def skip(self, transcript: bytes) -> None:
+        """Leave a round behind whose sum could not be opened: nothing moves but the round and the transcript."""
+        self.round += 1
+        self.transcript = transcript
+
     def digest(self, study_id: str) -> bytes:
         """Hash the whole state, 32 bytes."""
         digest = hashlib.sha256(labels.MODEL_STATE)

@@ -7,7 +7,9 @@
 
 The names are sealed beside their values and read into memory when the store is opened: `keys` needs them in clear,
 and the disk must not have them. Sealing is AES-256-GCM-SIV (RFC 8452): after a restored snapshot two histories run
-under one key, and a repeated nonce must cost no more than showing that two values are equal. The digest is an
+under one key, and a repeated nonce must cost no more than showing that two values are equal. It is slow, so a long
+value, an upload, is sealed by AES-256-GCM under a fresh random key that serves it alone; that key is sealed before it
+in the same record. The digest is an
 incremental multiset hash (Clarke et al., ASIACRYPT 2003, MSet-Add-Hash: a sum of keyed hashes modulo 2^256), so a
 record that was taken out or put back to an older value is noticed.
 
@@ -27,7 +29,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCMSIV
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESGCMSIV
 
 from hansa import labels
 from hansa.errors import KeyFileUnsafe, StateRollback, StoreDamaged, StoreInUse, StoreNotWritable
@@ -36,6 +38,8 @@ from hansa.secure_agg.derivation import derive_key, framed
 KEY_BYTES = 32
 _STORE_ID_BYTES = 16
 _NONCE_BYTES = 12
+_SEAL_BYTES = _NONCE_BYTES + 16  # that sealing adds: nonce and tag
+_LONG_BYTES = 1 << 16  # values of more bytes have a key of their own
 _GENERATION_BYTES = 8
 _DIGEST_BYTES = 32
 _SCHEMA = (
@@ -76,6 +80,23 @@ class _Seal:
                 context = self._context(kind, name, generation)
                 return self._aead.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], context)
         raise StoreDamaged(f"a {kind} of the store was altered, or the key is another store's")
+
+    def close_value(self, value: bytes, name: str, generation: int) -> bytes:
+        if len(value) <= _LONG_BYTES:
+            return self.close(value, "value", name, generation)
+        key = os.urandom(KEY_BYTES)
+        head = self.close(key, "value key", name, generation)
+        return head + AESGCM(key).encrypt(bytes(_NONCE_BYTES), value, None)
+
+    def open_value(self, sealed: object, name: str, generation: int) -> bytes:
+        if type(sealed) is not bytes or len(sealed) <= _LONG_BYTES + _SEAL_BYTES:
+            return self.open(sealed, "value", name, generation)
+        head_bytes = KEY_BYTES + _SEAL_BYTES
+        key = self.open(sealed[:head_bytes], "value key", name, generation)
+        try:
+            return AESGCM(key).decrypt(bytes(_NONCE_BYTES), memoryview(sealed)[head_bytes:], None)
+        except InvalidTag as error:
+            raise StoreDamaged("a value of the store was altered") from error
 
     def slot(self, name: str) -> bytes:
         return hmac.digest(self._slot_key, self._context("slot", name, 0), "sha256")
@@ -178,7 +199,7 @@ class SealedStore:
                 return None
             query = "SELECT value FROM records WHERE slot = ?"
             found = self._database.execute(query, (self._seal.slot(key),)).fetchone()
-            return self._seal.open(found and found[0], "value", key, self._written[key])
+            return self._seal.open_value(found and found[0], key, self._written[key])
 
     def put(self, key: str, value: bytes) -> None:
         """Keep a value under a name, in place of an earlier one. It is on disk when this returns.
@@ -192,7 +213,7 @@ class SealedStore:
             row = (
                 self._seal.slot(key),
                 self._seal.close(label, "label"),
-                self._seal.close(value, "value", key, generation),
+                self._seal.close_value(value, key, generation),
             )
             term = self._seal.term(key, generation)
             self._commit(key, term, "INSERT OR REPLACE INTO records VALUES (?, ?, ?)", row)

@@ -58,6 +58,7 @@ class Budget:
         self._path, self.epsilon_limit, self.delta = path, epsilon_limit, delta
         self._last = _START
         self._steps: dict[tuple[float, float], int] = {}
+        self._committed: set[tuple[str, int, int]] = set()
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         for number, line in enumerate(lines, start=1):
             self._take(line, number)
@@ -95,8 +96,9 @@ class Budget:
         return after
 
     def commit(self, spending: Spending) -> None:
-        """Step 2: note that the round's update has left."""
-        self._append("commit", asdict(spending))
+        """Step 2: note that the round's update has left; once, however often it is called."""
+        if (spending.study, spending.round, spending.attempt) not in self._committed:
+            self._append("commit", asdict(spending))
 
     def _append(self, kind: str, entry: dict[str, Any]) -> None:
         body = json.dumps({"kind": kind, **entry}, sort_keys=True)
@@ -121,6 +123,7 @@ class Budget:
             entry = json.loads(body)
             kind, steps = entry["kind"], int(entry["steps"])
             key = (float(entry["noise_multiplier"]), float(entry["sample_rate"]))
+            paid = (str(entry["study"]), int(entry["round"]), int(entry["attempt"]))
             complete = line.endswith(b"\n") and kind in _KINDS and steps >= 0
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise LedgerDamaged(f"line {number} of {self._path.name} cannot be read") from error
@@ -129,7 +132,9 @@ class Budget:
         if link != _link(self._last, body):
             raise LedgerDamaged(f"line {number} of {self._path.name} does not continue the line before it")
         self._last = link
-        if kind == "reserve":
+        if kind == "commit":
+            self._committed.add(paid)
+        else:
             self._steps[key] = self._steps.get(key, 0) + steps
 
 

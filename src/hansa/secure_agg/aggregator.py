@@ -36,6 +36,10 @@ from hansa.secure_agg.messages import Consent, Release, UploadHeader, message_ty
 from hansa.secure_agg.parameters import Terms
 from hansa.secure_agg.sums import Sums, SumsInProcess
 
+# T releases open a round, the others are there for holders that release wrong shares. From 52 members on, all of them would
+# cost every member more bytes than its packages do.
+SPARE_RELEASES = 16
+
 
 class RoundAggregator:
     """Sums and answers of one attempt. Uploads may arrive at the same time, from several threads.
@@ -151,7 +155,6 @@ class RoundAggregator:
 
     def begin_upload(self, signed_header: bytes, *, is_late: IsLate = never_late) -> ArrivingUpload:
         """Step R1 up to 1.2: check the header, and make a place for the ciphertexts; see `accept`."""
-        self._verify_open()
         # 1.1
         header = open_signed(signed_header, UploadHeader, self._roster, self._epoch)
         verify_round(header, self._round, self._attempt)
@@ -159,9 +162,11 @@ class RoundAggregator:
         if sender not in self.cohort:
             raise NotInCohort(f"{sender!r} is not in the cohort of round {self._round}")
         with self._lock:
-            self._verify_open()
-            if sender in self._headers or sender in self._waiting:
+            if (
+                sender in self._headers or sender in self._waiting
+            ):  # also after the end: whoever asks again has arrived
                 raise DuplicateMessage(f"{sender!r} has uploaded already")
+            self._verify_open()
             before = self._arriving.get(sender)
             if before is not None and not before.is_late():
                 raise DuplicateMessage(f"an upload of {sender!r} is on its way")
@@ -319,7 +324,12 @@ class RoundAggregator:
         return [self._consents[name] for name in sorted(self._consents)]
 
     def releases(self) -> list[bytes]:
-        """Step R5: return the releases, the certificate of the round; NotEnoughShares below the threshold."""
+        """Step R5: return releases of T + 16 members at most, the certificate; NotEnoughShares below the threshold.
+
+        Guarantees:
+            - While all or T + 16 members release, 16 of them, or all beyond T, may release wrong shares.
+        """
         if len(self._releases) < self._terms.threshold:
             raise NotEnoughShares(f"{len(self._releases)} releases are fewer than {self._terms.threshold}")
-        return [self._releases[name] for name in sorted(self._releases)]
+        names = sorted(self._releases)[: self._terms.threshold + SPARE_RELEASES]
+        return [self._releases[name] for name in names]

@@ -4,6 +4,7 @@ The records here are on the store before the acts that they guard:
 
     attempt     before anything is derived from a package       I1: a package serves one cohort
     upload      before the upload is sent                       I3: masks serve one upload
+    upload-ciphertexts   before `upload`, which is read often and stands for both
     lock        before consent or release                       one roster an attempt
     release/... before the release is sent, by model hash       I2: one release a model state
 """
@@ -35,7 +36,7 @@ from hansa.secure_agg.identity import Roster
 from hansa.secure_agg.messages import Envelope, Package, RoundResult, UploadHeader
 from hansa.secure_agg.store import Store
 
-ATTEMPT, UPLOAD, LOCK = "attempt", "upload", "lock"
+ATTEMPT, UPLOAD, UPLOAD_CIPHERTEXTS, LOCK = "attempt", "upload", "upload-ciphertexts", "lock"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,7 @@ class Attempt:
         shares: Seed share and mask share that each dealt to this member, 64 bytes; secret. Empty after the release.
         used: Largest package number that each member has used in this epoch.
         closed: Whether the attempt is over for this member.
+        bodies: What `packages` say, where they were read already; not stored.
     """
 
     epoch: int
@@ -65,15 +67,18 @@ class Attempt:
     shares: Mapping[str, bytes]
     used: Mapping[str, int]
     closed: bool = False
+    bodies: Mapping[str, Package] = field(default_factory=dict)
 
     @property
     def cohort(self) -> tuple[str, ...]:
         """The ids of the cohort, sorted."""
         return tuple(sorted(self.packages))
 
-    def opened_packages(self) -> dict[str, Package]:
+    def opened_packages(self) -> Mapping[str, Package]:
         """Return the packages; their signatures were checked before the attempt was made."""
-        return {name: Package.decode(Envelope.decode(data).body) for name, data in self.packages.items()}
+        return self.bodies or {
+            name: Package.decode(Envelope.decode(data).body) for name, data in self.packages.items()
+        }
 
     def __repr__(self) -> str:
         return f"Attempt(round {self.round}, attempt {self.attempt}, {len(self.packages)} members)"
@@ -92,7 +97,7 @@ def load(store: Store, key: str) -> dict[str, Any] | None:
 
 def save_attempt(store: Store, attempt: Attempt) -> None:
     """Write the attempt."""
-    values = {item.name: getattr(attempt, item.name) for item in fields(attempt)}
+    values = {item.name: getattr(attempt, item.name) for item in fields(attempt) if item.name != "bodies"}
     save(store, ATTEMPT, **values)
 
 

@@ -11,6 +11,7 @@ not authenticated either: that an aggregate is the sum of the uploads is what th
 """
 
 import os
+import threading
 from functools import lru_cache
 from typing import Any, Self
 
@@ -62,22 +63,54 @@ def _scheme() -> _Scheme:
     return _Scheme()
 
 
+class _MemoryFile:
+    """An anonymous file in memory, through which objects go into SEAL and come out of it."""
+
+    def __init__(self) -> None:
+        self._descriptor = os.memfd_create("hansa-seal", os.MFD_CLOEXEC)
+        self._path = f"/proc/self/fd/{self._descriptor}"
+
+    def __del__(self) -> None:
+        os.close(self._descriptor)
+
+    def save(self, native: Any) -> bytes:
+        native.save(self._path)
+        return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
+
+    def load(self, native: Any, data: bytes) -> None:
+        os.pwrite(self._descriptor, data, 0)
+        os.ftruncate(self._descriptor, len(data))  # nothing of an earlier, longer object behind this one
+        native.load(_scheme().context, self._path)
+
+
+class _ThreadFile(threading.local):
+    """One file for all ciphertexts of a thread: a new one costs as much as reading a ciphertext from it."""
+
+    def __init__(self) -> None:
+        self.file = _MemoryFile()
+
+
+_thread_file = _ThreadFile()
+
+
+def _take_new_file() -> None:
+    _thread_file.file = _MemoryFile()
+
+
+# Parent and child would write over each other; of the parent's threads only the one that forks lives in the child.
+os.register_at_fork(after_in_child=_take_new_file)
+
+
 def _save(native: Any) -> bytes:
-    descriptor = os.memfd_create("hansa-seal", os.MFD_CLOEXEC)
-    try:
-        native.save(f"/proc/self/fd/{descriptor}")
-        return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
-    finally:
-        os.close(descriptor)
+    return _thread_file.file.save(native)
 
 
 def _load(native: Any, data: bytes) -> None:
-    descriptor = os.memfd_create("hansa-seal", os.MFD_CLOEXEC)
-    try:
-        os.write(descriptor, data)
-        native.load(_scheme().context, f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
+    _thread_file.file.load(native, data)
+
+
+def _load_key(native: Any, data: bytes) -> None:
+    _MemoryFile().load(native, data)  # its own file, gone afterwards: a key would stay in the thread's
 
 
 def _load_ciphertext(data: bytes) -> Any:
@@ -145,7 +178,7 @@ class HeKey:
     def __init__(self, serialised: bytes) -> None:
         scheme, secret = _scheme(), sealapi.SecretKey()
         try:
-            _load(secret, seal_from_key(scheme.key_parameter_hash, scheme.key_primes, serialised))
+            _load_key(secret, seal_from_key(scheme.key_parameter_hash, scheme.key_primes, serialised))
             self._encryptor = sealapi.Encryptor(_scheme().context, secret)
             self._decryptor = sealapi.Decryptor(_scheme().context, secret)
         except Exception as error:  # the binding maps C++ exceptions to several types
@@ -194,10 +227,11 @@ class HeKey:
             raise UpdateShapeMismatch(
                 f"a plaintext of shape {slots.shape} and type {slots.dtype} is not (4096,) uint64"
             )
-        if int(slots.max()) >= PLAIN_MODULUS:
-            raise UpdateOutOfRange(f"a slot is {int(slots.max())}, the bound is {PLAIN_MODULUS - 1}")
+        largest = int(slots.max())
+        if largest >= PLAIN_MODULUS:
+            raise UpdateOutOfRange(f"a slot is {largest}, the bound is {PLAIN_MODULUS - 1}")
         plain = sealapi.Plaintext()
-        _scheme().encoder.encode(slots.tolist(), plain)
+        _scheme().encoder.encode(slots.data.tolist(), plain)  # half the time of slots.tolist()
         return seeded_from_seal(_scheme().ring, _save(self._encryptor.encrypt_symmetric(plain)))
 
     def decrypt(self, ciphertext: bytes) -> NDArray[np.uint64]:
@@ -216,7 +250,7 @@ class HeKey:
         native = parse_expanded(ciphertext)
         plain = sealapi.Plaintext()
         self._decryptor.decrypt(native, plain)
-        return np.array(_scheme().encoder.decode_uint64(plain), dtype=np.uint64)
+        return np.fromiter(_scheme().encoder.decode_uint64(plain), np.uint64, SLOTS)
 
     def __reduce__(self) -> str:
         raise TypeError("an HE key is not pickled; use export and load")

@@ -129,7 +129,7 @@ def quantise(
     Args:
         values: (m,) floating point, in the unit of the parameters.
         bound: Largest magnitude kept, same unit, above 0; larger values are clamped.
-        bits: Width of a level, 2 to 16.
+        bits: Width of a level, 2 to 20.
         uniform: uniform(m) returns (m,) float64 in [0, 1) from a source that nobody else can predict.
 
     Returns:

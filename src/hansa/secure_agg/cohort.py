@@ -136,10 +136,15 @@ def transcript_link(
     Guarantees:
         - Without the group key nobody can confirm a guess of the sum by its link.
     """
-    digest = hashlib.sha256(total.astype("<i8").tobytes()).digest()
+    digest = hashlib.sha256(total.astype("<i8", copy=False).data).digest()
     return hmac.digest(
         group_key, framed(labels.TRANSCRIPT, previous, roster, aggregate_hash, digest), "sha256"
     )
+
+
+def void_link(group_key: bytes, previous: bytes, roster: bytes) -> bytes:
+    """Return the link of a round whose sum could not be opened: HMAC over previous link and roster hash."""
+    return hmac.digest(group_key, framed(labels.VOID_LINK, previous, roster), "sha256")
 
 
 def state_tag(group_key: bytes, model_hash: bytes) -> bytes:

@@ -6,6 +6,7 @@ is uniform modulo t to everybody who does not hold its maker's self-mask seed, a
 maker's private round key and that of one other member of the cohort.
 """
 
+import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -14,11 +15,13 @@ from numpy.typing import NDArray
 
 from hansa import labels
 from hansa.secure_agg.cohort import counter_bytes
-from hansa.secure_agg.derivation import derive_key, framed, keystream_words
+from hansa.secure_agg.derivation import derive_key, fill_with_keystream, framed, keystream, keystream_words
 from hansa.secure_agg.parameters import PLAIN_MODULUS
 from hansa.secure_agg.sealing import exchange
 
 _WORD_BITS = 64
+_PIECE_SLOTS = 1 << 15
+_BIG_ENDIAN = sys.byteorder == "big"
 
 
 def pair_seed(
@@ -85,27 +88,40 @@ def mask_stream(seed: bytes, slots: int, modulus: int = PLAIN_MODULUS) -> NDArra
         - Exactly uniform for a uniform key stream: rejection, no reduction.
         - The same on every platform.
     """
-    shift = _WORD_BITS - (modulus - 1).bit_length()
-    values = keystream_words(seed, slots)
-    values >>= np.uint64(shift)
-    if not slots or int(values.max()) < modulus:  # nearly always: one pass instead of a list of places
-        return values
-    rejected = np.flatnonzero(values >= modulus)
-    if rejected.size:
-        replacement_key = derive_key(seed, salt=b"", info=labels.MASK_REPLACEMENT)
-        for slot in rejected.tolist():
-            values[slot] = _replacement(replacement_key, slot, shift, modulus)
+    values = np.empty(slots, dtype=np.uint64)
+    _MaskStream(seed, modulus).fill(values)
     return values
 
 
-def _replacement(key: bytes, slot: int, shift: int, modulus: int) -> int:
-    # Each word serves with probability above 1/2; a longer prefix of the same stream keeps the earlier words.
-    tries = 8
-    while True:
-        for word in keystream_words(key, tries, nonce=slot).tolist():
-            if word >> shift < modulus:
-                return int(word >> shift)
-        tries *= 2
+class _MaskStream:
+    """The integers of one seed, piece after piece; see `mask_stream`."""
+
+    def __init__(self, seed: bytes, modulus: int = PLAIN_MODULUS) -> None:
+        self._seed, self._modulus, self._next_slot = seed, modulus, 0
+        self._shift = _WORD_BITS - (modulus - 1).bit_length()
+        self._stream = keystream(seed)
+
+    def fill(self, values: NDArray[np.uint64]) -> None:
+        """Overwrite an array with the next integers."""
+        first_slot = self._next_slot
+        self._next_slot += values.size
+        fill_with_keystream(self._stream, values)
+        if _BIG_ENDIAN:
+            values.byteswap(inplace=True)
+        values >>= np.uint64(self._shift)
+        if values.size and int(values.max()) >= self._modulus:  # hardly ever; and one pass without a copy
+            for place in np.flatnonzero(values >= self._modulus).tolist():
+                values[place] = self._replacement(first_slot + place)
+
+    def _replacement(self, slot: int) -> int:
+        key = derive_key(self._seed, salt=b"", info=labels.MASK_REPLACEMENT)
+        # Each word serves with probability above 1/2; a longer prefix of the same stream keeps the earlier words.
+        tries = 8
+        while True:
+            for word in keystream_words(key, tries, nonce=slot).tolist():
+                if word >> self._shift < self._modulus:
+                    return int(word >> self._shift)
+            tries *= 2
 
 
 def net_mask(seeds: Iterable[tuple[int, bytes]], slots: int) -> NDArray[np.uint64]:
@@ -122,18 +138,38 @@ def net_mask(seeds: Iterable[tuple[int, bytes]], slots: int) -> NDArray[np.uint6
     Guarantees:
         - The pairwise masks of a whole cohort add up to 0 modulo t in every slot.
     """
-    added, taken, subtracted = np.zeros(slots, np.uint64), np.zeros(slots, np.uint64), 0
-    for sign, seed in seeds:
-        # Below 2^48 each: no overflow before 2^16 masks.
-        if sign > 0:
-            added += mask_stream(seed, slots)
-        else:
-            taken += mask_stream(seed, slots)
-            subtracted += 1
-    added += np.uint64(PLAIN_MODULUS) * np.uint64(subtracted)
-    added -= taken
-    added %= np.uint64(PLAIN_MODULUS)
-    return added
+    streams = [(sign, _MaskStream(seed)) for sign, seed in seeds]
+    # Masks are below 2^48: from here no difference is below zero, and no sum overflows before 2^16 of them.
+    base = PLAIN_MODULUS * sum(sign < 0 for sign, _ in streams)
+    total = np.full(slots, base, dtype=np.uint64)
+    # Piece by piece through all streams, so that sum and mask stay in a core's cache.
+    mask = np.empty(_PIECE_SLOTS, dtype=np.uint64)
+    for start in range(0, slots, _PIECE_SLOTS):
+        piece = total[start : start + _PIECE_SLOTS]
+        part = mask[: piece.size]
+        for sign, stream in streams:
+            stream.fill(part)
+            if sign > 0:
+                piece += part
+            else:
+                piece -= part
+        piece %= np.uint64(PLAIN_MODULUS)
+    return total
+
+
+def add_mask(slots: NDArray[np.uint64], mask: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return slots + mask modulo t; both below t."""
+    total = slots + mask
+    # Below zero wraps around to the top, so the smaller one is the one in range: a fraction of a division's time.
+    np.minimum(total, total - np.uint64(PLAIN_MODULUS), out=total)
+    return total
+
+
+def take_mask(slots: NDArray[np.uint64], mask: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return slots - mask modulo t; both below t."""
+    total = slots - mask
+    np.minimum(total, total + np.uint64(PLAIN_MODULUS), out=total)
+    return total
 
 
 def pair_sign(participant: str, peer: str) -> int:

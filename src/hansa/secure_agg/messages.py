@@ -17,7 +17,6 @@ from hansa.secure_agg.parameters import MAXIMUM_PARTICIPANTS
 from hansa.secure_agg.sealing import MEMBER_KEY_BYTES, MEMBER_SEAL_BYTES, SEAL_TAG_BYTES
 
 GROUP_KEY_BYTES = 32
-SHORT_HASH_BYTES = 16
 ENVELOPE_BYTES = 256  # an envelope without its body is shorter
 _ENVELOPED_KEY_BYTES = MEMBER_SEAL_BYTES + GROUP_KEY_BYTES
 
@@ -43,11 +42,10 @@ _BYTE_LENGTHS = {
 # Byte strings of several items of one length, at most one item a member.
 _ITEM_LENGTHS = {
     "envelopes": _ENVELOPED_KEY_BYTES,
-    "blob_hashes": SHORT_HASH_BYTES,
-    "seed_share_hashes": SHORT_HASH_BYTES,
-    "mask_share_hashes": SHORT_HASH_BYTES,
-    "seed_commitment": 32,  # one item in quorum mode, none in strict mode
 }
+# Byte strings that are empty in strict mode.
+_QUORUM_LENGTHS = {"seed_commitment": 32, "leaf_root": 32}
+_BYTE_FIELDS = {*_BYTE_LENGTHS, *_ITEM_LENGTHS, *_QUORUM_LENGTHS, "sealed_shares", "body"}
 _COUNTER_BOUNDS = {
     "epoch": (0, 2**32 - 1),
     "round": (0, 2**32 - 1),
@@ -55,8 +53,8 @@ _COUNTER_BOUNDS = {
     "number": (1, 2**32 - 1),
     "ciphertext_count": (1, 2**16),
 }
+_NAMES: dict[type, tuple[str, ...]] = {}
 MAXIMUM_DEAL_BYTES = 512 + KEY_BYTES + _ENVELOPED_KEY_BYTES * MAXIMUM_PARTICIPANTS
-MAXIMUM_PACKAGE_BYTES = 512 + 3 * SHORT_HASH_BYTES * MAXIMUM_PARTICIPANTS
 MAXIMUM_RELEASE_BYTES = 512 + 32 * MAXIMUM_PARTICIPANTS
 
 
@@ -65,6 +63,8 @@ def _is_bytes(name: str, value: Any) -> bool:
         return False
     if name in _BYTE_LENGTHS:
         return len(value) == _BYTE_LENGTHS[name]
+    if name in _QUORUM_LENGTHS:
+        return len(value) in (0, _QUORUM_LENGTHS[name])
     if name in _ITEM_LENGTHS:
         items, rest = divmod(len(value), _ITEM_LENGTHS[name])
         return rest == 0 and items <= MAXIMUM_PARTICIPANTS
@@ -74,7 +74,7 @@ def _is_bytes(name: str, value: Any) -> bool:
 
 
 def _verify_field(name: str, value: Any) -> None:
-    if name in _BYTE_LENGTHS or name in _ITEM_LENGTHS or name in ("sealed_shares", "body"):
+    if name in _BYTE_FIELDS:
         if not _is_bytes(name, value):
             raise MalformedMessage(f"{name} is not bytes of its length")
     elif name in _COUNTER_BOUNDS:
@@ -102,6 +102,13 @@ def _load_map(data: bytes, maximum_bytes: int) -> dict[str, Any]:
     return decoded
 
 
+def _names(kind: type["Record"]) -> tuple[str, ...]:
+    """Return the keys of a record; they are looked up some hundred times a round."""
+    if kind not in _NAMES:
+        _NAMES[kind] = tuple(field.name for field in fields(kind))
+    return _NAMES[kind]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """A flat map with fixed keys; base of the envelope and of all bodies.
@@ -117,22 +124,23 @@ class Record:
     MAXIMUM_BYTES: ClassVar[int] = 1024
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            _verify_field(field.name, getattr(self, field.name))
+        for name in _names(type(self)):
+            _verify_field(name, getattr(self, name))
 
     def encode(self) -> bytes:
         """Return the only encoding of this record."""
         # Keys are shorter than 24 characters, so cbor2's order (shorter first) is that of RFC 8949 section
         # 4.2.1.
-        return cbor2.dumps({field.name: getattr(self, field.name) for field in fields(self)}, canonical=True)
+        return cbor2.dumps({name: getattr(self, name) for name in _names(type(self))}, canonical=True)
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
         """Read a record from untrusted bytes."""
         decoded = _load_map(data, cls.MAXIMUM_BYTES)
-        expected = {field.name for field in fields(cls)}
-        if decoded.keys() != expected:
-            raise MalformedMessage(f"{cls.__name__} has not exactly the keys {', '.join(sorted(expected))}")
+        if decoded.keys() != set(_names(cls)):
+            raise MalformedMessage(
+                f"{cls.__name__} has not exactly the keys {', '.join(sorted(_names(cls)))}"
+            )
         record = cls(**decoded)
         if record.encode() != data:
             raise MalformedMessage(f"{cls.__name__} is not in its deterministic encoding")
@@ -198,22 +206,20 @@ class Vote(Body):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Package(Body):
-    """E4: a one-time round key and commitments to the shares of its secrets.
+    """E4: a one-time round key, and commitments to its self-mask seed and to the shares of both secrets.
 
-    `round` is the latest round that the sender had entered when it made the package.
+    `round` is the latest round that the sender had entered when it made the package. `leaf_root` is the root of the
+    tree over the share hashes of all members (`packages.leaf_tree`).
     """
 
     TYPE: ClassVar[str] = "package"
-    MAXIMUM_BYTES: ClassVar[int] = MAXIMUM_PACKAGE_BYTES
 
     round: int
     number: int
     package_id: bytes
     mask_key: bytes
     seed_commitment: bytes
-    blob_hashes: bytes
-    seed_share_hashes: bytes
-    mask_share_hashes: bytes
+    leaf_root: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,10 +279,14 @@ class RoundResult(RoundBody):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Abort(RoundBody):
-    """This member does not go on with the attempt. It never says why."""
+class Void(RoundBody):
+    """R5: the sum of this roster could not be opened, and the history goes on without it. It never says why."""
 
-    TYPE: ClassVar[str] = "abort"
+    TYPE: ClassVar[str] = "void"
+
+    cohort_hash: bytes
+    roster_hash: bytes
+    transcript: bytes
 
 
 B = TypeVar("B", bound=Body)

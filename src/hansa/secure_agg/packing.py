@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from hansa.errors import AggregateRangeViolation, UpdateOutOfRange, UpdateShapeMismatch
 from hansa.secure_agg.parameters import SLOTS, TAG_SLOTS, Layout
 
+_PIECE_SLOTS = 1 << 15  # a piece and its quotient stay in a core's cache
+
 
 def pack(levels: NDArray[np.int64], layout: Layout) -> NDArray[np.uint64]:
     """Pack the levels of one update into plaintext slots.
@@ -36,16 +38,14 @@ def pack(levels: NDArray[np.int64], layout: Layout) -> NDArray[np.uint64]:
     lowest, highest = int(levels.min()), int(levels.max())
     if lowest < -layout.maximum_level or highest > layout.maximum_level:
         raise UpdateOutOfRange(f"levels {lowest}..{highest} are not within ±{layout.maximum_level}")
-    digits = np.full(
-        layout.capacity(layout.ciphertexts_for(levels.size)), layout.maximum_level, dtype=np.uint64
-    )
-    digits[: levels.size] = (levels + layout.maximum_level).astype(np.uint64)
-    lanes = digits.reshape(layout.lanes, -1)
-    radix = np.uint64(layout.radix)
-    slots: NDArray[np.uint64] = lanes[-1].copy()
-    for lane in range(layout.lanes - 2, -1, -1):
-        slots = slots * radix + lanes[lane]
-    return slots
+    slots = np.zeros(layout.ciphertexts_for(levels.size) * SLOTS - TAG_SLOTS, dtype=np.int64)
+    for lane in range(layout.lanes - 1, -1, -1):  # Horner, with the levels as they are
+        slots *= layout.radix
+        entries = levels[lane * slots.size : (lane + 1) * slots.size]
+        slots[: entries.size] += entries
+    # The shift of all digits at once; where there was no entry it leaves that of level 0.
+    slots += layout.maximum_level * sum(layout.radix**lane for lane in range(layout.lanes))
+    return slots.view(np.uint64)
 
 
 def unpack_sum(
@@ -83,14 +83,26 @@ def unpack_sum(
             f"a slot is {int(slots.max())}, the bound is {layout.radix**layout.lanes - 1}"
         )
     terms = layout.participants if terms is None else terms
-    radix = np.uint64(layout.radix)
-    digits = np.empty((layout.lanes, slots.size), dtype=np.uint64)
-    for lane in range(layout.lanes):
-        slots, digits[lane] = np.divmod(slots, radix)
     limit = terms * layout.maximum_level
-    sums = digits.reshape(-1).astype(np.int64) - limit
-    if int(sums.max()) > limit:
-        raise AggregateRangeViolation(f"a sum of {terms} levels is {int(sums.max())}, the bound is {limit}")
-    if np.any(sums[count:]):
-        raise AggregateRangeViolation(f"{np.count_nonzero(sums[count:])} unused places are not 0")
-    return sums[:count].copy()
+    sums = np.empty((layout.lanes, slots.size), dtype=np.int64)
+    for start in range(0, slots.size, _PIECE_SLOTS):
+        _unpack_piece(
+            slots[start : start + _PIECE_SLOTS], layout.radix, sums[:, start : start + _PIECE_SLOTS]
+        )
+    sums -= limit
+    flat = sums.reshape(-1)
+    largest = int(flat.max())
+    if largest > limit:
+        raise AggregateRangeViolation(f"a sum of {terms} levels is {largest}, the bound is {limit}")
+    if np.any(flat[count:]):
+        raise AggregateRangeViolation(f"{np.count_nonzero(flat[count:])} unused places are not 0")
+    return flat[:count]
+
+
+def _unpack_piece(slots: NDArray[np.uint64], radix: int, digits: NDArray[np.int64]) -> None:
+    """Write the digits of slots, lowest first, into the rows of an array."""
+    rest = slots
+    for row in digits:
+        quotient = rest // np.uint64(radix)  # a division by a constant is fast, a remainder is not
+        row[:] = rest - quotient * np.uint64(radix)
+        rest = quotient

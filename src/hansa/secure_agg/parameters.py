@@ -20,7 +20,7 @@ PLAIN_BITS = 48
 MINIMUM_PARTICIPANTS = 3
 MAXIMUM_PARTICIPANTS = 258
 MINIMUM_BITS = 2
-MAXIMUM_BITS = 16
+MAXIMUM_BITS = 20
 TAG_SLOTS = 8  # last slots of an upload: 8 tags with 16-bit coefficients, 2^-128 for whoever lacks the key
 QUORUM = "quorum"
 STRICT = "strict"
@@ -32,16 +32,16 @@ class Layout:
 
     Args:
         participants: Size n of the cohort, 3 to 258.
-        bits: Width b of a quantised entry, 2 to 16; levels are in [-(2^(b-1)-1), 2^(b-1)-1].
+        bits: Width b of a quantised entry, 2 to 20; levels are in [-(2^(b-1)-1), 2^(b-1)-1].
 
     Raises:
         CohortTooSmall: `participants` is below 3.
         CohortTooLarge: `participants` is above 258.
-        InvalidValue: `bits` is outside 2..16.
+        InvalidValue: `bits` is outside 2..20.
 
     Guarantees:
         - radix^lanes - 1 < t: the sum of n packed updates is below t and no lane carries into the next.
-        - At 8 bits there are 5 lanes for n = 3, 4 for n <= 16 and 3 for n <= 258.
+        - At 8 bits there are 5 lanes for n = 3, 4 for n <= 16 and 3 for n <= 258; at 20 bits 2 for n <= 16, else 1.
     """
 
     participants: int

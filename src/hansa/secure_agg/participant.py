@@ -7,6 +7,7 @@
     R3 consents   T consents to one roster with dropouts: release
     R4            one share for each member of the cohort: of its self-mask if it uploaded, else of its mask key
     R5 unmask     T releases: recover the masks, open the sum
+       void       it cannot be opened: say so, and with T that say so leave the round behind
     R6 confirm, finish
 
 E4 to R1 are in `uploading.py`. In strict mode there are no shares: R0, R1, then `open` takes headers and aggregate at
@@ -15,20 +16,24 @@ one cohort (I1), shares are released once for a model state (I2), masks serve on
 object on the same store sends again what was stored, and nothing else for the same attempt.
 """
 
-from collections.abc import Sequence
+import hmac
+from collections.abc import Callable, Sequence
 
 from hansa.errors import (
     AlreadyReleased,
+    CohortMismatch,
     CohortTooSmall,
     DuplicateMessage,
     NotEnoughConsents,
     OutOfOrder,
     RosterEquivocation,
     StaleRound,
+    TranscriptDivergence,
 )
 from hansa.secure_agg.attempt import (
     LOCK,
     UPLOAD,
+    UPLOAD_CIPHERTEXTS,
     Attempt,
     RosterView,
     load,
@@ -37,13 +42,15 @@ from hansa.secure_agg.attempt import (
     save_attempt,
     view_roster,
 )
-from hansa.secure_agg.cohort import cohort_hash, open_each, state_tag, verify_round
-from hansa.secure_agg.messages import Abort, Consent, Package, Release, RoundResult, sign_message
+from hansa.secure_agg.cohort import cohort_hash, open_each, state_tag, verify_round, void_link
+from hansa.secure_agg.messages import Consent, Package, Release, RoundResult, Void
 from hansa.secure_agg.packages import verify_form
+from hansa.secure_agg.recovery import Leaves
 from hansa.secure_agg.sealing import release_key, seal
 from hansa.secure_agg.shamir import SHARE_BYTES
 from hansa.secure_agg.unmasking import Opened, open_sum, unmask
 from hansa.secure_agg.uploading import HASH_BYTES, UploadMachine
+from hansa.secure_agg.voiding import UNOPENABLE, failed_roster, note_failure, verify_voids
 
 
 class RoundMachine(UploadMachine):
@@ -174,8 +181,12 @@ class RoundMachine(UploadMachine):
 
     # -- R5, R6 ------------------------------------------------------------------------------------------
 
-    def unmask(self, releases: Sequence[bytes]) -> Opened:
+    def unmask(self, releases: Sequence[bytes], leaves: Leaves | None = None) -> Opened:
         """Step R5: open the sum of the roster that was answered, from the releases of T of its members.
+
+        Args:
+            releases: Signed Release messages; untrusted.
+            leaves: Fetches the leaves of a dealer's package; see `recovery.recover_secrets`.
 
         Raises:
             OutOfOrder: No roster was answered by this object, or nothing was released for it.
@@ -184,7 +195,9 @@ class RoundMachine(UploadMachine):
         attempt, view, record = self._running(), self._view, self._upload_record()
         if view is None or record is None or self._released(attempt) is None:
             raise OutOfOrder("releases came before this member has released")
-        return unmask(self._epoch, attempt, view, record["count"], releases)
+        return self._noting(
+            attempt, view, lambda: unmask(self._epoch, attempt, view, record["count"], releases, leaves)
+        )
 
     def open(self, headers: Sequence[bytes], aggregate: Sequence[bytes]) -> Opened:
         """Step R2 in strict mode: open the sum of the whole roster.
@@ -198,7 +211,17 @@ class RoundMachine(UploadMachine):
             raise OutOfOrder("in quorum mode a sum is opened from released shares")
         attempt, view = self._locked(headers, aggregate)
         record = self._upload_record() or {}
-        return open_sum(self._epoch, attempt, view, record["count"], None)
+        return self._noting(
+            attempt, view, lambda: open_sum(self._epoch, attempt, view, record["count"], None)
+        )
+
+    def _noting(self, attempt: Attempt, view: RosterView, opening: Callable[[], Opened]) -> Opened:
+        """Open a sum; a failure is on the store before anybody learns of it."""
+        try:
+            return opening()
+        except UNOPENABLE:
+            note_failure(self._store, self._epoch.number, attempt.cohort_hash, view.roster_hash)
+            raise
 
     def catch_up(
         self,
@@ -212,6 +235,7 @@ class RoundMachine(UploadMachine):
         count: int,
         model_hash: bytes,
         transcript: bytes,
+        leaves: Leaves | None = None,
     ) -> Opened:
         """Open a round that this member missed, in whole or from some step on.
 
@@ -228,6 +252,7 @@ class RoundMachine(UploadMachine):
             count: Entries of an update in this round.
             model_hash: Hash of the model state before the round.
             transcript: Last link of the transcript before the round.
+            leaves: As for `unmask`.
 
         Raises:
             StaleRound: A later attempt was entered.
@@ -243,7 +268,7 @@ class RoundMachine(UploadMachine):
         if len(found) < self._epoch.terms.threshold:
             raise CohortTooSmall(f"a cohort of {len(found)} is below {self._epoch.terms.threshold}")
         for body, _ in found.values():
-            verify_form(body, self._epoch.terms.participants, strict=self._epoch.terms.strict)
+            verify_form(body, strict=False)
         signed = {name: data for name, (_, data) in found.items()}
         missed = Attempt(
             epoch=self._epoch.number,
@@ -255,14 +280,63 @@ class RoundMachine(UploadMachine):
             packages=signed,
             shares={},
             used={},
+            bodies={name: body for name, (body, _) in found.items()},
         )
         record = load(self._store, UPLOAD)
         own_header = record["header"] if record and record["cohort"] == missed.cohort_hash else None
         view = view_roster(self._epoch, missed, own_header, count, headers, aggregate, must_contain_own=False)
         self._verify_lock(missed, view)
-        opened = unmask(self._epoch, missed, view, count, releases)
+        opened = self._noting(
+            missed, view, lambda: unmask(self._epoch, missed, view, count, releases, leaves)
+        )
         self._caught_up = {name: body.number for name, (body, _) in found.items()}
         return opened
+
+    def void(self) -> bytes:
+        """Step R5: return the signed Void of the running attempt, whose sum this member could not open.
+
+        Raises:
+            OutOfOrder: No attempt is running, its sum did not fail here, or the mode is strict: there nothing was
+                released, and another attempt is the way on.
+        """
+        attempt = self._running()
+        roster = failed_roster(self._store, attempt.cohort_hash)
+        if roster is None or self._epoch.terms.strict or self._released(attempt) is None:
+            raise OutOfOrder(f"the sum of round {attempt.round} attempt {attempt.attempt} did not fail here")
+        link = void_link(self._epoch.group_key, attempt.transcript, roster)
+        return self._sign(Void, attempt, cohort_hash=attempt.cohort_hash, roster_hash=roster, transcript=link)
+
+    def skip(self, round_index: int, attempt: int, voids: Sequence[bytes], *, transcript: bytes) -> bytes:
+        """Step R5: check that T members declare a round void. Then `finish` with the same numbers.
+
+        Args:
+            round_index: Round number.
+            attempt: Attempt number.
+            voids: Signed Void of T members; untrusted.
+            transcript: Last link of the transcript before the round.
+
+        Returns:
+            The link of the void round, 32 bytes.
+
+        Raises:
+            StaleRound: A later attempt was entered.
+            CohortMismatch, RosterEquivocation: This member takes part in another cohort, or was shown another roster.
+            TranscriptDivergence: The voids belong to another history.
+            See `voiding.verify_voids` for everything else.
+        """
+        if (round_index, attempt) < self.entered:
+            raise StaleRound(f"round {round_index} attempt {attempt} is over: {self.entered} was entered")
+        body = verify_voids(self._epoch, round_index, attempt, voids)
+        own, lock = self._attempt, load(self._store, LOCK)
+        if own is not None and not own.closed and (own.round, own.attempt) == (round_index, attempt):
+            if own.cohort_hash != body.cohort_hash:
+                raise CohortMismatch(f"round {round_index} is declared void for another cohort")
+            if lock is not None and lock["cohort"] == own.cohort_hash and lock["roster"] != body.roster_hash:
+                raise RosterEquivocation(f"round {round_index} is declared void for another roster")
+        link = void_link(self._epoch.group_key, transcript, body.roster_hash)
+        if not hmac.compare_digest(link, body.transcript):
+            raise TranscriptDivergence(f"the voids of round {round_index} continue another history")
+        return link
 
     def confirm(self, opened: Opened, model_hash: bytes) -> bytes:
         """Step R6: return the signed RoundResult with the tag of the model state after the round, and the history's."""
@@ -301,18 +375,6 @@ class RoundMachine(UploadMachine):
         )
         save_attempt(self._store, closed)
         self._attempt, self._own, self._view, self._caught_up = closed, None, None, {}
-        for key in (UPLOAD, LOCK):
+        for key in (UPLOAD_CIPHERTEXTS, UPLOAD, LOCK):
             self._store.delete(key)
         self._drop_spent_packages()
-
-    def abort(self, round_index: int, attempt: int) -> bytes:
-        """Return the signed Abort for the coordinator: the same bytes whatever went wrong."""
-        body = Abort(
-            session=self._epoch.roster.session_id,
-            study=self._epoch.roster.study_id,
-            epoch=self._epoch.number,
-            sender=self._epoch.participant,
-            round=round_index,
-            attempt=attempt,
-        )
-        return sign_message(self._identity, body)

@@ -16,8 +16,9 @@ from hansa.errors import (
 )
 from hansa.secure_agg.epoch import dealer_of
 from hansa.secure_agg.identity import Roster
+from hansa.secure_agg.leaves import delivered_shares, leaves_of, verify_posted
 from hansa.secure_agg.messages import Deal, Join, Package, Vote, open_signed
-from hansa.secure_agg.packages import BLOB_BYTES, verify_blob, verify_form
+from hansa.secure_agg.packages import verify_form
 from hansa.secure_agg.parameters import Terms
 
 
@@ -101,40 +102,39 @@ class PackageBoard:
 
     def __init__(self, roster: Roster, terms: Terms, epoch: int) -> None:
         self._roster, self._terms, self._epoch = roster, terms, epoch
-        self._unused: dict[str, dict[int, tuple[bytes, list[bytes]]]] = {
+        self._unused: dict[str, dict[int, tuple[Package, bytes, list[bytes]]]] = {
             name: {} for name in roster.participants
         }
+        self._leaves: dict[str, bytes] = {}
         self._last = dict.fromkeys(roster.participants, 0)
 
     def handed_out(self, member: str) -> int:
         """Return the number of a member's last package that was used, 0 before any: what it is asked to replace."""
         return self._last[member]
 
-    def accept(self, signed: bytes, blobs: Sequence[bytes]) -> None:
-        """Take a package and its sealed shares in roster order. One that was taken before, or handed out, is
+    def accept(self, signed: bytes, posted: Sequence[bytes]) -> None:
+        """Take a package and its posted shares in roster order. One that was taken before, or handed out, is
         ignored.
 
         Raises:
             MalformedMessage, UnknownSender, BadSignature, WrongSession, WrongEpoch: See `messages.open_signed`.
             PackageReuse: There is another one under the same number.
-            PackageHashMismatch: A sealed share is not the one that the package names, or one is missing.
+            PackageHashMismatch: A sealed share or a leaf is not the one that the package names, or one is missing.
         """
         body = open_signed(signed, Package, self._roster, self._epoch)
-        verify_form(body, len(self._roster.members), strict=self._terms.strict)
-        if len(blobs) != len(self._roster.members):
-            raise PackageHashMismatch(f"the package of {body.sender!r} came with {len(blobs)} sealed shares")
-        for index, (name, blob) in enumerate(zip(self._roster.participants, blobs, strict=True)):
-            sealed = not self._terms.strict and name != body.sender
-            if len(blob) != (BLOB_BYTES if sealed else 0):
-                raise PackageHashMismatch(f"a sealed share of {body.sender!r} has {len(blob)} bytes")
-            if sealed:
-                verify_blob(body, index, blob)
+        verify_form(body, strict=self._terms.strict)
+        if len(posted) != len(self._roster.members):
+            raise PackageHashMismatch(f"the package of {body.sender!r} came with {len(posted)} posted shares")
+        if not self._terms.strict:
+            verify_posted(body, self._roster.participants.index(body.sender), posted)
+        elif any(posted):
+            raise PackageHashMismatch(f"a package of {body.sender!r} came with shares in strict mode")
         if body.number <= self._last[body.sender]:
             return  # handed out, though its owner does not know: it missed the start of that attempt
         known = self._unused[body.sender].get(body.number)
-        if known is not None and known[0] != signed:
+        if known is not None and known[1] != signed:
             raise PackageReuse(f"{body.sender!r} made another package {body.number} before")
-        self._unused[body.sender][body.number] = (signed, list(blobs))
+        self._unused[body.sender][body.number] = (body, signed, list(posted))
 
     def available(self) -> tuple[str, ...]:
         """Return the members with an unused package, sorted."""
@@ -144,20 +144,28 @@ class PackageBoard:
         """Use one package of each member of a cohort.
 
         Returns:
-            The signed packages by sorted id, the same for all; and for each member its sealed shares in the same order.
+            The signed packages by sorted id, the same for all; and for each member its delivered shares in the same order.
 
         Raises:
             NotInCohort: A member has no unused package; nothing was used.
         """
-        names = sorted(cohort)
+        names, members = sorted(cohort), self._roster.participants
         for name in names:
             if not self._unused.get(name):
                 raise NotInCohort(f"{name!r} has no unused package")
-        taken = {}
+        signed: list[bytes] = []
+        shares: dict[str, list[bytes]] = {name: [] for name in names}
         for name in names:
             number = min(self._unused[name])
-            taken[name] = self._unused[name].pop(number)
-            self._last[name] = number
-        places = {name: self._roster.participants.index(name) for name in names}
-        shares = {name: [taken[dealer][1][places[name]] for dealer in names] for name in names}
-        return [taken[name][0] for name in names], shares
+            body, data, posted = self._unused[name].pop(number)
+            self._last[name], self._leaves[name] = number, leaves_of(posted)
+            signed.append(data)
+            dealt = posted if self._terms.strict else delivered_shares(body, members.index(name), posted)
+            for holder, share in zip(members, dealt, strict=True):
+                if holder in shares:
+                    shares[holder].append(share)
+        return signed, shares
+
+    def leaves(self, cohort: Collection[str]) -> dict[str, bytes]:
+        """Return the joined leaves of the package of each member that was handed out last; empty in strict mode."""
+        return {name: self._leaves.get(name, b"") for name in cohort}

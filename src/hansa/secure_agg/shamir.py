@@ -7,6 +7,7 @@ attacker who can measure inside a participant's machine is not considered.
 
 from collections.abc import Mapping
 from functools import lru_cache
+from operator import mul
 
 from hansa.errors import InvalidValue, MalformedMessage, NotEnoughShares
 from hansa.secure_agg.identity import RandomBytes
@@ -55,12 +56,15 @@ def split(secret: bytes, *, threshold: int, shares: int, random_bytes: RandomByt
         raise InvalidValue(f"threshold = {threshold} is not in 1..{shares}")
     coefficients = [field_element(secret)]
     coefficients += [field_element(random_element(random_bytes)) for _ in range(threshold - 1)]
+    coefficients.reverse()
     result = []
     for x in range(1, shares + 1):
         value = 0
-        for coefficient in reversed(coefficients):  # Horner
-            value = (value * x + coefficient) % FIELD_PRIME
-        result.append(value.to_bytes(SHARE_BYTES, "little"))
+        for (
+            coefficient
+        ) in coefficients:  # Horner; x is small, so one division at the end is cheaper than one a step
+            value = value * x + coefficient
+        result.append((value % FIELD_PRIME).to_bytes(SHARE_BYTES, "little"))
     return result
 
 
@@ -74,8 +78,8 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
     if len(shares) < threshold:
         raise NotEnoughShares(f"{len(shares)} shares are fewer than the threshold {threshold}")
     holders = tuple(sorted(shares)[:threshold])
-    values = (field_element(shares[holder]) for holder in holders)
-    secret = sum(weight * value for weight, value in zip(_weights_at_zero(holders), values, strict=True))
+    values = [field_element(shares[holder]) for holder in holders]
+    secret: int = sum(map(mul, _weights_at_zero(holders), values))
     return (secret % FIELD_PRIME).to_bytes(SHARE_BYTES, "little")
 
 

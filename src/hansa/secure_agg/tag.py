@@ -23,9 +23,10 @@ from hansa.secure_agg.derivation import derive_key, keystream_words
 from hansa.secure_agg.masks import mask_stream
 from hansa.secure_agg.parameters import PLAIN_MODULUS, TAG_SLOTS
 
-_BLOCK_SLOTS = 1 << 15  # 2^15 products below 2^16 · 2^16 add up below 2^53: every float64 here is exact
-_LIMB_BITS = 16
-_LIMBS = 3
+_BLOCK_SLOTS = 1 << 15  # slots whose coefficients come from one key stream
+_PIECE_SLOTS = 1 << 13  # 2^13 products below 2^16 · 2^24 add up below 2^53: every float64 here is exact
+_LIMB_BITS = 24
+_LOW_LIMB = np.uint64((1 << _LIMB_BITS) - 1)
 
 
 class SumTag:
@@ -49,17 +50,19 @@ class SumTag:
         self._offsets = [int(value) for value in mask_stream(offset_key, TAG_SLOTS)]
 
     def _linear(self, slots: NDArray[np.uint64]) -> list[int]:
-        """Return h(v) modulo t, block by block, each block by exact float64 products of 16-bit limbs."""
+        """Return h(v) modulo t, by exact float64 products with the two 24-bit limbs of the slots."""
         totals = [0] * TAG_SLOTS
         for block, start in enumerate(range(0, slots.size, _BLOCK_SLOTS)):
             part = slots[start : start + _BLOCK_SLOTS]
             words = keystream_words(self._coefficient_key, TAG_SLOTS * part.size // 4, nonce=block)
             # Eight 16-bit coefficients a slot are two 64-bit words, read as little-endian on any machine.
-            coefficients = words.astype("<u8").view("<u2").reshape(part.size, TAG_SLOTS).astype(np.float64)
-            limbs = part.astype("<u8").view("<u2").reshape(part.size, 4)[:, :_LIMBS].astype(np.float64)
-            products = coefficients.T @ limbs
-            for row in range(TAG_SLOTS):
-                totals[row] += sum(int(products[row, limb]) << (_LIMB_BITS * limb) for limb in range(_LIMBS))
+            coefficients = words.astype("<u8", copy=False).view("<u2").reshape(part.size, TAG_SLOTS)
+            for at in range(0, part.size, _PIECE_SLOTS):
+                piece = part[at : at + _PIECE_SLOTS]
+                limbs = np.stack([piece & _LOW_LIMB, piece >> np.uint64(_LIMB_BITS)]).astype(np.float64)
+                low, high = (limbs @ coefficients[at : at + _PIECE_SLOTS].astype(np.float64)).tolist()
+                for row in range(TAG_SLOTS):
+                    totals[row] += int(low[row]) + (int(high[row]) << _LIMB_BITS)
         return [total % PLAIN_MODULUS for total in totals]
 
     def append(self, slots: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -1,8 +1,8 @@
 """From an aggregate and the released shares to the sum of the updates (step R5).
 
 5.1 every release: signed, for this cohort and roster, one a member, opens under the group key
-5.2 every share against the hash in its dealer's package; a wrong one is left out and its holder named
-5.3 T good shares for each member of the cohort; the secret they give against the dealer's commitment
+5.2 T shares for each member of the cohort; the secret they give against its dealer's commitment (`recovery.py`)
+5.3 only where that fails: every share against its dealer's leaves; wrong ones are left out and their holders named
 5.4 decrypt, take the masks off, check the tag, check ranges
 """
 
@@ -21,18 +21,17 @@ from hansa.errors import (
     NotEnoughShares,
     RosterEquivocation,
     RosterNotSubset,
-    ShareCommitmentMismatch,
 )
 from hansa.secure_agg.attempt import Attempt, RosterView
 from hansa.secure_agg.cohort import open_each, transcript_link, verify_round
 from hansa.secure_agg.epoch import Epoch
-from hansa.secure_agg.masks import net_mask, pair_seed, pair_sign, self_seed
+from hansa.secure_agg.masks import net_mask, pair_seed, pair_sign, self_seed, take_mask
 from hansa.secure_agg.messages import Package, Release
-from hansa.secure_agg.packages import is_mask_share, is_seed_share, mask_public, seed_commitment
 from hansa.secure_agg.packing import unpack_sum
-from hansa.secure_agg.parameters import PLAIN_MODULUS
+from hansa.secure_agg.parameters import SLOTS
+from hansa.secure_agg.recovery import Leaves, recover_secrets
 from hansa.secure_agg.sealing import release_key, unseal
-from hansa.secure_agg.shamir import FIELD_PRIME, SHARE_BYTES, combine
+from hansa.secure_agg.shamir import SHARE_BYTES
 from hansa.secure_agg.tag import SumTag
 
 
@@ -75,7 +74,7 @@ def open_sum(
     """
     slots = np.concatenate([epoch.he_key.decrypt(ciphertext) for ciphertext in view.aggregate])
     if mask is not None:
-        slots = (slots + (np.uint64(PLAIN_MODULUS) - mask)) % np.uint64(PLAIN_MODULUS)
+        slots = take_mask(slots, mask)
     data = SumTag(epoch.group_key, attempt.cohort_hash).verify(slots, len(view.headers))
     total = unpack_sum(data, epoch.terms.layout, count, len(view.headers))
     link = transcript_link(epoch.group_key, attempt.transcript, view.roster_hash, view.aggregate_hash, total)
@@ -88,7 +87,14 @@ def open_sum(
     )
 
 
-def unmask(epoch: Epoch, attempt: Attempt, view: RosterView, count: int, releases: Sequence[bytes]) -> Opened:
+def unmask(
+    epoch: Epoch,
+    attempt: Attempt,
+    view: RosterView,
+    count: int,
+    releases: Sequence[bytes],
+    leaves: Leaves | None = None,
+) -> Opened:
     """Step R5: recover the masks of a roster and open its sum.
 
     Args:
@@ -97,6 +103,7 @@ def unmask(epoch: Epoch, attempt: Attempt, view: RosterView, count: int, release
         view: The roster, checked by `view_roster`.
         count: Entries of an update.
         releases: Signed Release of at least T members of the roster; untrusted.
+        leaves: Fetches the leaves of a dealer's package; see `recovery.recover_secrets`.
 
     Raises:
         MalformedMessage, UnknownSender, BadSignature, WrongSession, WrongEpoch, StaleRound, StateRollback: See
@@ -105,23 +112,43 @@ def unmask(epoch: Epoch, attempt: Attempt, view: RosterView, count: int, release
         CohortMismatch, RosterEquivocation: A release for another cohort, or for another roster or aggregate.
         RosterNotSubset: A release of a member outside the roster.
         GroupSealInvalid: A release does not open under the group key.
-        NotEnoughShares: Fewer than T releases, or fewer than T good shares of a secret.
-        ShareCommitmentMismatch: A member dealt shares that do not give the secret it committed to.
+        NotEnoughShares: Fewer than T releases.
+        NotEnoughShares, ShareCommitmentMismatch, PackageLeavesMissing, PackageHashMismatch: See
+            `recovery.recover_secrets`.
         MalformedCiphertext, AggregateTagMismatch, AggregateRangeViolation: See `open_sum`.
     """
     packages = attempt.opened_packages()
     # 5.1
     released = _open_releases(epoch, attempt, view, releases)
-    # 5.2
-    good, faulty = _sort_shares(epoch, packages, view, released)
-    # 5.3
-    secrets = {name: _recover(epoch, packages[name], good[name], name in view.headers) for name in packages}
+    # 5.2, 5.3
+    secrets, faulty = recover_secrets(epoch, packages, view.headers, released, leaves)
     mask = net_mask(
         _residual_seeds(attempt, packages, view, secrets),
-        epoch.terms.layout.ciphertexts_for(count) * 4096,
+        epoch.terms.layout.ciphertexts_for(count) * SLOTS,
     )
     # 5.4
     return open_sum(epoch, attempt, view, count, mask, faulty)
+
+
+def verify_certificate(
+    epoch: Epoch, round_index: int, attempt: int, roster_hash: bytes, releases: Sequence[bytes]
+) -> None:
+    """Check that T members released for the roster whose sum this member has applied.
+
+    Raises:
+        NotEnoughShares: Fewer than T releases.
+        RosterEquivocation: A release for another roster or aggregate.
+        DuplicateMessage, StaleRound, StateRollback, MalformedMessage, UnknownSender, BadSignature, WrongSession,
+        WrongEpoch:
+            See `unmask`.
+    """
+    found = open_each(releases, Release, epoch.roster, epoch.number, DuplicateMessage)
+    for name, (body, _) in found.items():
+        verify_round(body, round_index, attempt)
+        if not hmac.compare_digest(body.roster_hash, roster_hash):
+            raise RosterEquivocation(f"the release of {name!r} is for another roster or aggregate")
+    if len(found) < epoch.terms.threshold:
+        raise NotEnoughShares(f"{len(found)} releases are fewer than the threshold {epoch.terms.threshold}")
 
 
 def _open_releases(
@@ -145,41 +172,6 @@ def _open_releases(
     if len(opened) < epoch.terms.threshold:
         raise NotEnoughShares(f"{len(opened)} releases are fewer than the threshold {epoch.terms.threshold}")
     return opened
-
-
-def _sort_shares(
-    epoch: Epoch, packages: Mapping[str, Package], view: RosterView, released: Mapping[str, bytes]
-) -> tuple[dict[str, dict[int, bytes]], tuple[str, ...]]:
-    good: dict[str, dict[int, bytes]] = {name: {} for name in packages}
-    faulty = set()
-    for holder, shares in released.items():
-        index = epoch.index(holder)
-        for place, dealer in enumerate(sorted(packages)):
-            share = shares[SHARE_BYTES * place : SHARE_BYTES * (place + 1)]
-            matches = is_seed_share if dealer in view.headers else is_mask_share
-            if matches(packages[dealer], index, share):
-                good[dealer][index] = share
-            else:
-                faulty.add(holder)
-    return good, tuple(sorted(faulty))
-
-
-def _recover(epoch: Epoch, package: Package, shares: Mapping[int, bytes], uploaded: bool) -> bytes:
-    threshold = epoch.terms.threshold
-    if len(shares) < threshold:
-        raise NotEnoughShares(
-            f"{len(shares)} good shares of {package.sender!r} are fewer than the threshold {threshold}"
-        )
-    # A share that its dealer committed to but that is no field element is the dealer's fault as well.
-    sound = all(int.from_bytes(share, "little") < FIELD_PRIME for share in shares.values())
-    secret = combine(shares, threshold) if sound else b""
-    found = seed_commitment(package.package_id, secret) if uploaded else secret and mask_public(secret)
-    expected = package.seed_commitment if uploaded else package.mask_key
-    if not sound or not hmac.compare_digest(found, expected):
-        raise ShareCommitmentMismatch(
-            f"the shares that {package.sender!r} dealt do not give the secret that it committed to"
-        )
-    return secret
 
 
 def _residual_seeds(

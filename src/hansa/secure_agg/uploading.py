@@ -23,6 +23,7 @@ from hansa.errors import (
     CiphertextSizeMismatch,
     CohortTooSmall,
     InvalidValue,
+    KeyRotationDue,
     NotInCohort,
     OutOfOrder,
     OwnKeyMismatch,
@@ -32,7 +33,9 @@ from hansa.errors import (
     UploadReuse,
 )
 from hansa.secure_agg.attempt import (
+    LOCK,
     UPLOAD,
+    UPLOAD_CIPHERTEXTS,
     Attempt,
     RosterView,
     load,
@@ -44,7 +47,7 @@ from hansa.secure_agg.attempt import (
 from hansa.secure_agg.cohort import ciphertext_list_hash, cohort_hash, open_each, state_tag
 from hansa.secure_agg.epoch import Epoch
 from hansa.secure_agg.identity import Identity, RandomBytes
-from hansa.secure_agg.masks import net_mask, pair_seed, pair_sign, self_seed
+from hansa.secure_agg.masks import add_mask, net_mask, pair_seed, pair_sign, self_seed
 from hansa.secure_agg.messages import (
     Package,
     RoundBody,
@@ -53,9 +56,10 @@ from hansa.secure_agg.messages import (
 )
 from hansa.secure_agg.packages import OwnPackage, make_package, open_shares, verify_form
 from hansa.secure_agg.packing import pack
-from hansa.secure_agg.parameters import PLAIN_MODULUS, SLOTS
+from hansa.secure_agg.parameters import SLOTS
 from hansa.secure_agg.store import Store
 from hansa.secure_agg.tag import SumTag
+from hansa.secure_agg.voiding import MOST_FAILURES, failures
 
 UNUSED_PACKAGES = 2
 HASH_BYTES = 32
@@ -89,10 +93,28 @@ class UploadMachine:
         return (0, -1) if self._attempt is None else (self._attempt.round, self._attempt.attempt)
 
     @property
+    def running(self) -> bool:
+        """Whether the attempt that was entered last is still open in this epoch."""
+        attempt = self._attempt
+        return attempt is not None and not attempt.closed and attempt.epoch == self._epoch.number
+
+    @property
+    def answered(self) -> bool:
+        """Whether this very object has checked a roster of the running attempt; after a restart it has not."""
+        return self._view is not None
+
+    @property
+    def locked(self) -> bool:
+        """Whether this member has answered a roster of the running attempt, now or before a restart."""
+        lock = load(self._store, LOCK)
+        return lock is not None and self.running and lock["cohort"] == self._running().cohort_hash
+
+    @property
     def upload(self) -> tuple[bytes, list[bytes]] | None:
         """Header and ciphertexts of the running attempt, to be sent again after a restart."""
         record = self._upload_record()
-        return None if record is None else (record["header"], record["ciphertexts"])
+        stored = record and load(self._store, UPLOAD_CIPHERTEXTS)
+        return (record["header"], stored["ciphertexts"]) if record and stored else None
 
     @property
     def release(self) -> bytes | None:
@@ -158,8 +180,7 @@ class UploadMachine:
                 never reached this member. These are dropped.
 
         Returns:
-            (signed Package, sealed shares in roster order) of each, oldest first. A sealed share is empty at the own
-            place, and everywhere in strict mode.
+            (signed Package, posted shares in roster order) of each, oldest first. In strict mode the shares are empty.
 
         Raises:
             StateRollback: This store never made a package of that number.
@@ -188,7 +209,7 @@ class UploadMachine:
         for package in stored:
             if package.number <= handed_out:
                 self._store.delete(self._package_key(package.number))
-        return [(package.signed, list(package.blobs)) for package in unused]
+        return [(package.signed, list(package.posted)) for package in unused]
 
     # -- R0 ----------------------------------------------------------------------------------------------
 
@@ -208,7 +229,7 @@ class UploadMachine:
             round_index: Round number, from 1.
             attempt: Attempt number, from 0.
             packages: One signed Package of each member of the cohort; untrusted.
-            blobs: In the order of `packages`, the shares that each sealed to this member (80 bytes); anything for
+            blobs: In the order of `packages`, the shares that each sealed to this member, as delivered; anything for
                 the own one, and in strict mode. Untrusted.
             model_hash: 32 bytes, hash of the model state that the update is for.
             transcript: Last link of the transcript, 32 bytes.
@@ -218,6 +239,7 @@ class UploadMachine:
 
         Raises:
             StaleRound: This attempt or a later one was entered.
+            KeyRotationDue: Two sums under this epoch's keys could not be opened.
             AlreadyReleased: Shares were released for this model state (I2).
             MalformedMessage, UnknownSender, BadSignature, WrongSession, WrongEpoch: See `messages.open_signed`.
             DuplicateMember, CohortTooSmall, NotInCohort: The cohort is not one.
@@ -230,12 +252,17 @@ class UploadMachine:
             raise StaleRound(f"round {round_index} attempt {attempt} is over: {self.entered} was entered")
         if len(model_hash) != HASH_BYTES or len(transcript) != HASH_BYTES or not 0 <= attempt < 2**16:
             raise InvalidValue("model hash and transcript are 32 bytes, an attempt is 0 to 65535")
+        if failures(self._store, self._epoch.number) >= MOST_FAILURES:
+            raise KeyRotationDue(
+                f"{MOST_FAILURES} sums of epoch {self._epoch.number} could not be opened; its keys are not used again"
+            )
         if self._store.get(release_record(model_hash)) is not None:
             raise AlreadyReleased(f"shares were released for the model state before round {round_index}")
         if len(blobs) != len(packages):
             raise CiphertextSizeMismatch(f"{len(blobs)} sealed shares came with {len(packages)} packages")
         found = open_each(packages, Package, self._epoch.roster, self._epoch.number)
-        own = self._verify_cohort(round_index, {name: body for name, (body, _) in found.items()})
+        bodies = {name: body for name, (body, _) in found.items()}
+        own = self._verify_cohort(round_index, bodies)
         if not hmac.compare_digest(found[self._epoch.participant][1], own.signed):
             raise OwnKeyMismatch("the package shown under the own name is not the one that was made")
         by_package = dict(zip(packages, blobs, strict=True))
@@ -255,6 +282,7 @@ class UploadMachine:
             packages=signed,
             shares=shares,
             used=self._used() | {name: body.number for name, (body, _) in found.items()},
+            bodies=bodies,
         )
         save_attempt(self._store, entered)  # I1
         self._attempt, self._own, self._view = entered, own, None
@@ -269,7 +297,7 @@ class UploadMachine:
             raise NotInCohort(f"{name!r} is not in the cohort of round {round_index}")
         used = self._used()
         for body in found.values():
-            verify_form(body, terms.participants, strict=terms.strict)
+            verify_form(body, strict=terms.strict)
             if body.round > round_index:
                 raise StateRollback(
                     f"{body.sender!r} made its package in round {body.round}, this is round {round_index}"
@@ -312,7 +340,7 @@ class UploadMachine:
         slots = pack(levels, self._epoch.terms.layout)
         own, self._own = self._own, None  # before any mask exists: whatever fails from here, no second upload
         tagged = SumTag(self._epoch.group_key, attempt.cohort_hash).append(slots)
-        masked = (tagged + net_mask(self._mask_seeds(attempt, own), tagged.size)) % np.uint64(PLAIN_MODULUS)
+        masked = add_mask(tagged, net_mask(self._mask_seeds(attempt, own), tagged.size))
         ciphertexts = [self._epoch.he_key.encrypt(row) for row in masked.reshape(-1, SLOTS)]
         header = self._sign(
             UploadHeader,
@@ -324,14 +352,8 @@ class UploadMachine:
             ciphertext_count=len(ciphertexts),
             ciphertext_list_hash=ciphertext_list_hash(ciphertexts),
         )
-        save(
-            self._store,
-            UPLOAD,
-            cohort=attempt.cohort_hash,
-            header=header,
-            ciphertexts=ciphertexts,
-            count=levels.size,
-        )  # I3
+        save(self._store, UPLOAD_CIPHERTEXTS, ciphertexts=ciphertexts)
+        save(self._store, UPLOAD, cohort=attempt.cohort_hash, header=header, count=levels.size)  # I3
         return header, ciphertexts
 
     def _mask_seeds(self, attempt: Attempt, own: OwnPackage) -> list[tuple[int, bytes]]:

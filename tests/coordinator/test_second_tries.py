@@ -1,0 +1,187 @@
+"""Attempts, rounds that are left behind, and new keys: how the loop goes on after what went wrong."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from hansa import errors
+from hansa.local_grid import from_bytes
+from hansa.secure_agg.participant import RoundMachine
+
+
+@pytest.fixture
+def longer(houses, tiny_study, tiny_bases):
+    """A house whose study has as many rounds as are wanted, with further changes to how it aggregates."""
+
+    def make(rounds, **aggregation):
+        study = tiny_study.with_changes(rounds=rounds)
+        if aggregation:
+            settings = study.aggregation.model_copy(update=aggregation)
+            study = study.model_copy(update={"aggregation": settings})
+        return houses(study, tiny_bases(study))
+
+    return make
+
+
+def spoil(rounds, monkeypatch, attempts=(0,)):
+    """Let bank-2 mask its update wrongly in some rounds: the sum fails its tag at everybody."""
+    seeds = RoundMachine._mask_seeds
+
+    def wrong(self, attempt, own):
+        found = seeds(self, attempt, own)
+        spoils = attempt.round in rounds and attempt.attempt in attempts
+        return found[1:] if spoils and self._epoch.participant == "bank-2" else found
+
+    monkeypatch.setattr(RoundMachine, "_mask_seeds", wrong)
+
+
+def fail_once(house, names, kind, rounds=(1,)):
+    """Let the nodes of some members fail at one exchange until they were asked twice, as after a loss of messages."""
+    for name in names:
+        node = house.node_ids[name]
+        original, failed = house.grid._handlers[node], []
+
+        def handler(data, original=original, failed=failed):
+            metadata = from_bytes(data).metadata
+            if metadata.message_type == kind and int(metadata.group_id) in rounds and len(failed) < 2:
+                failed.append(metadata.message_id)
+                raise ConnectionError("lost")
+            return original(data)
+
+        house.grid._handlers[node] = handler
+
+
+def assert_alike(house, rounds):
+    assert {node.state.round for node in house.nodes.values()} == {rounds}
+    assert len(house.digests()) == 1
+
+
+def test_below_the_threshold_a_round_gets_another_attempt_with_the_same_updates(longer, tiny):
+    house, summaries = longer(2), []
+    fail_once(house, house.names[:2], "train")
+    house.run(summaries.append)
+    assert [(summary.round, summary.attempt) for summary in summaries] == [(1, 1), (2, 0)]
+    assert summaries[0].contributors == house.names
+    assert_alike(house, 2)
+    for name in house.names:  # whoever had trained has paid once
+        assert tiny.kinds(house.ledgers[name]) == ["reserve", "commit"] * 2
+
+
+def test_an_answer_that_is_lost_once_costs_nothing(longer):
+    house, summaries = longer(2), []
+    for kind in ("train", "query.answer", "query.unmask", "query.close", "query.enter"):
+        node, lost = house.node_ids["bank-2"], []
+        original = house.grid._handlers[node]
+
+        def handler(data, original=original, lost=lost, kind=kind):
+            answer = original(data)
+            if from_bytes(data).metadata.message_type == kind and not lost:
+                lost.append(kind)
+                raise ConnectionError("lost")
+            return answer
+
+        house.grid._handlers[node] = handler
+    house.run(summaries.append)
+    assert [(summary.round, summary.attempt) for summary in summaries] == [(1, 0), (2, 0)]
+    assert summaries[0].contributors == house.names
+    assert_alike(house, 2)
+
+
+def test_a_round_that_cannot_be_opened_is_left_behind_and_the_study_goes_on(longer, monkeypatch, tiny):
+    house, summaries = longer(3), []
+    spoil({2}, monkeypatch)
+    states = []
+    house.run(lambda s: (summaries.append(s), states.append(house.nodes["bank-1"].state.values.copy())))
+    assert [summary.void for summary in summaries] == [False, True, False]
+    assert {type(error) for found in house.errors.values() for error in found} == {
+        errors.AggregateTagMismatch
+    }
+    np.testing.assert_array_equal(states[0], states[1])  # the model stays
+    assert not np.array_equal(states[1], states[2])
+    assert_alike(house, 3)
+    for name in house.names:  # the round counts, and its updates have left
+        assert tiny.kinds(house.ledgers[name]) == ["reserve", "commit"] * 3
+
+
+def test_after_two_sums_that_cannot_be_opened_the_keys_are_new(longer, monkeypatch):
+    house, summaries = longer(4), []
+    spoil({1, 3}, monkeypatch)
+    house.run(summaries.append)
+    assert [(summary.epoch, summary.void) for summary in summaries] == [
+        (1, True), (1, False), (1, True), (2, False),
+    ]  # fmt: skip
+    assert_alike(house, 4)
+
+
+def test_keys_are_renewed_after_as_many_rounds_as_the_study_says(longer):
+    house, summaries, keys = longer(5, rounds_per_epoch=2), [], []
+
+    def note(summary):
+        summaries.append(summary)
+        keys.append(house.nodes["bank-1"].membership.entered[0].he_key.key_id)
+
+    house.run(note)
+    assert [summary.epoch for summary in summaries] == [1, 1, 2, 2, 3]
+    assert [len(set(keys[:upto])) for upto in range(1, 6)] == [1, 1, 2, 2, 3]
+    assert_alike(house, 5)
+
+
+def test_members_refuse_keys_that_have_served_their_rounds(longer, monkeypatch):
+    house, summaries = longer(3, rounds_per_epoch=2), []
+    with pytest.raises(errors.ParticipantLost, match="refused: aborted"):
+        house.run(summaries.append, rounds_per_epoch=0)  # a coordinator that forgets
+    assert len(summaries) == 2
+    assert type(house.errors["bank-1"][0]) is errors.KeyRotationDue
+
+
+def test_a_member_that_was_away_leaves_the_void_round_behind_when_it_returns(longer, monkeypatch):
+    house, summaries = longer(3), []
+    spoil({2}, monkeypatch)
+    node, gone = house.node_ids["bank-4"], []
+    original = house.grid._handlers[node]
+
+    def handler(data):
+        metadata = from_bytes(data).metadata
+        if metadata.message_type == "train" and metadata.group_id == "2":
+            gone.append(1)
+        if metadata.message_type == "query.skip" and len(gone) < 4:
+            gone.append(1)
+            raise ConnectionError("away")
+        if gone and metadata.message_type != "query.skip":
+            raise ConnectionError("away")
+        if metadata.message_type == "query.skip":
+            gone.clear()
+        return original(data)
+
+    house.grid._handlers[node] = handler
+    house.run(summaries.append)
+    assert [summary.void for summary in summaries] == [False, True, False]
+    assert summaries[1].finished == ("bank-1", "bank-2", "bank-3")
+    assert_alike(house, 3)
+
+
+def test_a_strict_round_whose_sum_is_false_is_tried_again_with_the_same_updates(
+    strict_house, monkeypatch, tiny
+):
+    house, summaries = strict_house, []
+    spoil({1}, monkeypatch)
+    house.run(summaries.append)
+    assert [(summary.round, summary.attempt, summary.epoch) for summary in summaries] == [
+        (1, 1, 1),
+        (2, 0, 1),
+    ]
+    assert_alike(house, 2)
+    assert tiny.kinds(house.ledgers["bank-1"]) == ["reserve", "commit"] * 2
+
+
+def test_a_refusal_by_policy_is_not_asked_for_again(longer, tiny_study):
+    house, asked = longer(2), []
+    for name in house.names[:2]:
+        node = house.nodes[name]
+        node._policy = dataclasses.replace(node._policy, epsilon_limit=0.0)
+        node.budget.epsilon_limit = 0.0
+    with pytest.raises(errors.ParticipantLost, match="bank-1 refused: budget_exhausted; bank-2 refused"):
+        house.run()
+    asked = [from_bytes(data).metadata.message_type for way, data in house.grid_bytes if way == "to node"]
+    assert asked.count("train") == len(house.names)
