@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 from cryptography.exceptions import InvalidSignature
@@ -93,7 +93,6 @@ class Roster:
     session_id: bytes
     study_id: bytes
     members: tuple[tuple[str, bytes], ...]
-    _places: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if len(self.session_id) != SESSION_BYTES or len(self.study_id) != STUDY_BYTES:
@@ -105,33 +104,25 @@ class Roster:
             verify_participant_id(participant)
             if len(public_key) != PUBLIC_KEY_BYTES:
                 raise MalformedMessage(f"identity key of {participant!r} has {len(public_key)} bytes, not 32")
-        ids, keys = zip(*self.members, strict=True) if self.members else ((), ())
-        for what, values in (("id", ids), ("key", keys)):
+        for what, values in (("id", self.participants), ("key", tuple(key for _, key in self.members))):
             if len(set(values)) != len(values):
                 raise DuplicateMember(f"an {what} stands twice in the roster")
-        if list(ids) != sorted(ids):
+        if list(self.participants) != sorted(self.participants):
             raise MalformedMessage("the members of a roster are not sorted by id")
         if len(self.members) < MINIMUM_PARTICIPANTS:
             raise CohortTooSmall(f"{len(self.members)} participants are fewer than {MINIMUM_PARTICIPANTS}")
-        object.__setattr__(self, "_places", {participant: place for place, participant in enumerate(ids)})
 
     @property
     def participants(self) -> tuple[str, ...]:
         """The ids, sorted."""
-        return tuple(self._places)
-
-    def index(self, participant: str) -> int:
-        """Return the place of a member, from 0, or raise UnknownSender."""
-        place = self._places.get(participant)
-        if place is None:
-            raise UnknownSender(
-                f"{participant!r} is not one of the {len(self.members)} members of the roster"
-            )
-        return place
+        return tuple(participant for participant, _ in self.members)
 
     def public_key(self, participant: str) -> bytes:
         """Return the identity key of a member, or raise UnknownSender."""
-        return self.members[self.index(participant)][1]
+        for member, public_key in self.members:
+            if member == participant:
+                return public_key
+        raise UnknownSender(f"{participant!r} is not one of the {len(self.members)} members of the roster")
 
 
 def verify_signature(roster: Roster, sender: str, message_type: str, body: bytes, signature: bytes) -> None:
