@@ -71,7 +71,7 @@ class Epoch:
 
     def index(self, participant: str) -> int:
         """Return a member's place in the roster, from 0."""
-        return self.roster.index(participant)
+        return self.roster.participants.index(participant)
 
     def __repr__(self) -> str:
         return f"Epoch({self.participant!r}, number {self.number}, {self.terms.mode})"
