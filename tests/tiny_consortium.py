@@ -18,7 +18,8 @@ from hansa.local_grid import RUN_ID, LocalGrid, from_bytes, to_bytes
 from hansa.models.features import FeatureEncoder
 from hansa.models.pretraining import Base
 from hansa.participant.app import make_client_app
-from hansa.participant.node import ParticipantNode, terms_of
+from hansa.participant.node import ParticipantNode
+from hansa.participant.node_core import terms_of
 from hansa.participant.policy import Policy
 from hansa.participant.trainer import Rows
 from hansa.privacy.noise import SecretRandom

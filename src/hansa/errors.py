@@ -11,17 +11,18 @@ Error
 │   ├── MissingColumn, DuplicateColumn, NonNumericColumn, InvalidLabel
 │   └── PartitionImpossible
 ├── PolicyRefusal                 exit 3    a participant refuses; nothing was spent
-│   ├── BudgetExhausted, LedgerDamaged, LayerMissing, UnknownStudy, ReleaseNotAgreed
+│   └── BudgetExhausted, LedgerDamaged, LayerMissing, UnknownStudy, CohortBelowPolicy, ReleaseNotAgreed
 ├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
 │   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
 │   ├── StaleRound, WrongSession, PackageReuse, OwnKeyMismatch, UploadReuse, OutOfOrder
 │   ├── MalformedCiphertext, CiphertextSizeMismatch, AggregateHashMismatch, HeParameterMismatch
-│   ├── AggregateRangeViolation, AggregateTagMismatch, ModelDivergence, TranscriptDivergence, ParticipantLost
+│   ├── AggregateRangeViolation, AggregateTagMismatch, ModelDivergence, TranscriptDivergence, KeyRotationDue
 │   ├── MessageTooLarge, DuplicateMessage, WrongEpoch, HeKeyMismatch, StateRollback, AlreadyReleased
 │   ├── PackageHashMismatch, ShareOpenFailed, ShareHashMismatch, ShareCommitmentMismatch, NotEnoughShares
 │   ├── PackageLeavesMissing
 │   ├── NotInCohort, RosterNotSubset, RosterTooSmall, RosterEquivocation, NotEnoughConsents
 │   ├── OwnUploadMissing, OwnUploadAltered, GroupSealInvalid, UploadTooSlow, ResultExpired, CertificateRejected
+│   ├── ParticipantLost, ParticipantRefused
 │   └── UpdateShapeMismatch, UpdateNotFinite, UpdateOutOfRange
 ├── ReportValueInvalid            exit 1    a result holds a value that no report may show
 ├── OutputNotWritable             exit 73   a report cannot be written where it was asked for

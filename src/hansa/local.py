@@ -22,7 +22,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from flwr.app import Context, RecordDict
 from numpy.typing import NDArray
 
 from hansa.coordinator.aggregator import AggregationService
@@ -31,36 +30,23 @@ from hansa.coordinator.ciphertext_adder import CiphertextAdder
 from hansa.coordinator.rounds import RoundSummary
 from hansa.errors import DuplicateMember, Error, ModelDivergence, OutOfOrder, ParticipantLost
 from hansa.local_dropouts import Dropouts
-from hansa.local_grid import RUN_ID, LocalGrid, Tap, from_bytes, to_bytes
-from hansa.local_host import Host, Parent, Service, error_of, error_values, peak_memory_bytes, peak_memory_of
-from hansa.local_uplink import UploadServices, send_upload
+from hansa.local_grid import LocalGrid, Tap
+from hansa.local_host import Host, Parent, Service, error_of, peak_memory_bytes, peak_memory_of
+from hansa.local_seats import Member, Seats, context_of_run, open_sealed_store, roster_of
+from hansa.local_uplink import UploadServices
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
-from hansa.participant.app import make_client_app
-from hansa.participant.node import ParticipantNode, terms_of
-from hansa.participant.policy import Policy
-from hansa.participant.store import SealedStore, open_or_make_key
-from hansa.participant.trainer import Rows
+from hansa.participant.node_core import terms_of
+from hansa.participant.store import SealedStore
 from hansa.secure_agg.certificate_authority import CertificateAuthority
 from hansa.secure_agg.certificates import utc_now
 from hansa.secure_agg.codec import kept_entries
-from hansa.secure_agg.identity import Identity, Roster, verify_participant_id
-from hansa.secure_agg.store import Store
+from hansa.secure_agg.identity import Roster, verify_participant_id
 from hansa.study import Study
 
 DEADLINE_SECONDS = 600.0
 _CERTIFICATE_VALIDITY = timedelta(days=30)  # longer than any run
 _FIRST_NODE = 100
-_IDENTITY = "node/identity"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Member:
-    """A participant to be: its name, its private records, its rules."""
-
-    name: str
-    rows: Rows
-    policy: Policy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,7 +190,7 @@ class LocalConsortium:
             ),
         )
         grid = LocalGrid(handlers, lanes, tap=self._tap)
-        context = _context()
+        context = context_of_run()
         try:
             app(grid, context)
         except ParticipantLost as lost:
@@ -283,7 +269,7 @@ class LocalConsortium:
             for name, (_, request) in enrolled.items()
         }
         session_id = os.urandom(16)
-        roster = _roster(self._study, session_id, members, authority.certificate)
+        roster = roster_of(self._study, session_id, members, authority.certificate)
         self._pinned = pinned = (session_id, [list(member) for member in members], authority.certificate)
         for name, certificate in self._certificates.items():
             self._host(name).call("install", name, *pinned, certificate)
@@ -338,146 +324,9 @@ class LocalConsortium:
 
         def build(parent: Parent) -> Mapping[str, Service]:
             torch.set_num_threads(1)  # the workers share the cores; a thread pool does not survive the fork
-            seats = _Seats(
+            seats = Seats(
                 self._study, members, self._make_model, self._layout, directory, parent, self._open_store
             )
             return {**seats.operations(), **self._jobs}
 
         return build
-
-
-class _Aggregator:
-    """A participant's way to the aggregation service: through the worker's pipe."""
-
-    def __init__(self, parent: Parent) -> None:
-        self._parent = parent
-
-    def upload(self, round_index: int, attempt: int, header: bytes, ciphertexts: Any) -> None:
-        send_upload(self._parent, round_index, attempt, header, ciphertexts)
-
-    def download(self, round_index: int, attempt: int) -> tuple[list[bytes], list[bytes]]:
-        headers, aggregate = self._parent.call("download", round_index, attempt)
-        return headers, aggregate
-
-    def package_leaves(self, round_index: int, attempt: int, dealer: str) -> bytes:
-        leaves: bytes = self._parent.call("package_leaves", round_index, attempt, dealer)
-        return leaves
-
-
-class _Seats:
-    """The participants of one worker process; lives in the worker."""
-
-    def __init__(
-        self,
-        study: Study,
-        members: Sequence[Member],
-        make_model: Callable[[], FeatureTransformer],
-        layout: TrainableLayout,
-        directory: Path,
-        parent: Parent,
-        open_store: Callable[[Path], SealedStore],
-    ) -> None:
-        self._study, self._make_model, self._layout = study, make_model, layout
-        self._members = {member.name: member for member in members}
-        self._directory, self._parent, self._open_store = directory, parent, open_store
-        self._stores: dict[str, SealedStore] = {}
-        self._nodes: dict[str, ParticipantNode] = {}
-        self._apps: dict[str, Any] = {}
-
-    def operations(self) -> dict[str, Service]:
-        """Give what the parent may call."""
-        return {
-            "enrol": self.enrol,
-            "install": self.install,
-            "restart": self.restart,
-            "message": self.message,
-            "inspect": self.inspect,
-        }
-
-    def enrol(self, name: str) -> tuple[bytes, bytes]:
-        """Make the participant's identity where it is used; only its public key and a request for a certificate leave."""
-        identity = self._identity(name)
-        return identity.public, identity.request_certificate(name)
-
-    def _identity(self, name: str) -> Identity:
-        """Give the participant's identity, made and kept in its store at the first call."""
-        if name not in self._stores:
-            state_directory = self._directory / name
-            state_directory.mkdir(mode=0o700, exist_ok=True)
-            self._stores[name] = self._open_store(state_directory)
-        store: Store = self._stores[name]
-        secret = store.get(_IDENTITY)
-        if secret is None:
-            secret = Identity.generate().export()
-            store.put(_IDENTITY, secret)
-        return Identity.load(secret)
-
-    def install(
-        self, name: str, session_id: bytes, members: list[list[Any]], authority: bytes, certificate: bytes
-    ) -> None:
-        """Pin roster and authority at the participant, give it its certificate, and make its node on its store."""
-        member = self._members[name]
-        pinned = [(str(n), bytes(key)) for n, key in members]
-        self._nodes[name] = ParticipantNode(
-            name=name,
-            identity=self._identity(name),
-            study=self._study,
-            policy=member.policy,
-            roster=_roster(self._study, session_id, pinned, authority),
-            store=self._stores[name],
-            model=self._make_model(),
-            layout=self._layout,
-            rows=member.rows,
-            state_directory=self._directory / name,
-            aggregator=_Aggregator(self._parent),
-            certificate=certificate,
-        )
-        self._apps[name] = make_client_app(self._nodes[name], report=self._report)
-
-    def restart(self, name: str, *installed: Any) -> None:
-        """Forget the participant and make it anew from its folder; as `install`."""
-        self._nodes.pop(name, None)
-        store = self._stores.pop(name, None)
-        if store is not None:
-            store.close()
-        self.install(name, *installed)
-
-    def message(self, name: str, message: bytes) -> bytes:
-        """Let the participant's ClientApp answer a message."""
-        context = _context()
-        return to_bytes(self._apps[name](from_bytes(message), context))
-
-    def inspect(self, name: str) -> dict[str, Any]:
-        """Show the participant's state to the evaluator."""
-        node = self._nodes[name]
-        return {
-            "digest": node.state.digest(self._study.id),
-            "values": node.state.values.astype("<f8").tobytes(),
-            "epsilon": node.budget.epsilon(),
-            "noise_multiplier": node.noise_multiplier,
-            "seconds": dict(node.step_seconds()),
-        }
-
-    def _report(self, error: Error) -> None:
-        """Show a participant's error to whoever runs the demonstration; the coordinator gets its code only."""
-        self._parent.call("report", *error_values(error))
-
-
-def open_sealed_store(folder: Path) -> SealedStore:
-    """Open the encrypted store in a member's folder.
-
-    Its key lies beside it here: whoever runs the demonstration has both. At an institution the key file belongs where
-    backups of the store do not reach it.
-    """
-    return SealedStore(folder / "state.db", open_or_make_key(folder / "store.key"))
-
-
-def _roster(
-    study: Study, session_id: bytes, members: Sequence[tuple[str, bytes]], authority: bytes
-) -> Roster:
-    study_id = bytes.fromhex(study.id)
-    return Roster(session_id=session_id, study_id=study_id, members=tuple(members), authority=authority)
-
-
-def _context() -> Context:
-    return Context(run_id=RUN_ID, node_id=0, node_config={}, state=RecordDict(), run_config={})

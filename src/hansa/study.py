@@ -276,7 +276,10 @@ class Study(_Settings):
     @property
     def id(self) -> str:
         """SHA-256 of the label and the canonical JSON (RFC 8785) of the whole agreement, 64 hex digits."""
-        canonical = rfc8785.dumps(self.model_dump(by_alias=True))
+        agreement = self.model_dump(by_alias=True)
+        if not agreement["aggregation"]["rounds_per_epoch"]:
+            del agreement["aggregation"]["rounds_per_epoch"]  # studies from before this key keep their ids
+        canonical = rfc8785.dumps(agreement)
         return hashlib.sha256(labels.STUDY_ID + canonical).hexdigest()
 
     def with_changes(

@@ -376,7 +376,7 @@ def test_protections_tell_what_is_on_and_what_is_not_built() -> None:
         "signatures": True,
         "in_slot_tag": True,
         "dropout_recovery": True,
-        "crash_recovery": False,
+        "crash_recovery": True,
         "coordinator_equivocation_check": True,
     }
 

@@ -9,7 +9,8 @@ import torch
 
 from hansa import errors
 from hansa.coordinator.aggregator import AggregationService
-from hansa.local import LocalConsortium, Member
+from hansa.local import LocalConsortium
+from hansa.local_seats import Member
 from hansa.participant.policy import Policy
 from hansa.participant.store import SealedStore, open_or_make_key
 from hansa.privacy.accounting import calibrate

@@ -1,7 +1,8 @@
 """The embedded consortium runs with certificates on."""
 
-from hansa.local import LocalConsortium, Member
+from hansa.local import LocalConsortium
 from hansa.local_grid import from_bytes, to_bytes
+from hansa.local_seats import Member
 from hansa.participant.policy import Policy
 from hansa.secure_agg.certificate_authority import CertificateAuthority
 from hansa.secure_agg.certificates import utc_now

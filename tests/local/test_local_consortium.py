@@ -14,8 +14,9 @@ import torch
 
 import hansa
 from hansa import errors, local
-from hansa.local import LocalConsortium, Member
+from hansa.local import LocalConsortium
 from hansa.local_grid import from_bytes
+from hansa.local_seats import Member
 from hansa.participant.node import ParticipantNode
 from hansa.participant.policy import Policy
 from hansa.privacy.accounting import calibrate

@@ -80,10 +80,11 @@ class _Ended:
     void: bool = False
 
 
-class _TooFew(ParticipantLost):
+class _TooFew(Exception):
     """An attempt fell below the threshold."""
 
-    may_try_again = True
+    def __init__(self, lost: ParticipantLost, *, may_try_again: bool) -> None:
+        self.lost, self.may_try_again = lost, may_try_again
 
 
 class RoundLoop:
@@ -153,17 +154,17 @@ class RoundLoop:
 
     def _round(self, round_index: int) -> tuple[int, _Ended]:
         """Run a round, with another attempt where too few members went through with one."""
-        first: _TooFew | None = None
+        first: ParticipantLost | None = None
         for attempt in range(MOST_ATTEMPTS):
             self._catch_up(round_index - 1)
             self._renew_keys()
             try:
                 return attempt, self._attempt(round_index, attempt)
             except _TooFew as failed:
-                first = first or failed
+                first = first or failed.lost
                 if not failed.may_try_again:
                     break
-        raise ParticipantLost(first.message if first else "") from first
+        raise first or ParticipantLost("no attempt was made")
 
     def _renew_keys(self) -> None:
         """Enter another epoch where the keys of this one have served their rounds or failed twice."""
@@ -332,15 +333,15 @@ class RoundLoop:
     def _enough(self, members: Collection[str], at: tuple[int, int], lost: Mapping[str, Error]) -> None:
         if len(members) < self._terms.threshold:
             why = "; ".join(error.message for error in lost.values())
-            failed = _TooFew(
-                f"round {at[0]} has {len(members)} members left, below the threshold {self._terms.threshold}"
-                + (f": {why}" if why else "")
-            )
             refused = sum(isinstance(error, ParticipantRefused) for error in lost.values())
-            failed.may_try_again = (
-                not self._has_result(at[0]) and len(self._at) - refused >= self._terms.threshold
+            raise _TooFew(
+                ParticipantLost(
+                    f"round {at[0]} has {len(members)} members left, below the threshold {self._terms.threshold}"
+                    + (f": {why}" if why else "")
+                ),
+                may_try_again=not self._has_result(at[0])
+                and len(self._at) - refused >= self._terms.threshold,
             )
-            raise failed
 
     def _has_result(self, round_index: int) -> bool:
         """Whether somebody may have applied the round: then no other attempt can be its result."""

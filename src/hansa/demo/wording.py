@@ -119,8 +119,7 @@ LAYERS = (
         key="crash_recovery",
         name="Crash recovery",
         on="A bank that crashes goes on where it was, without spending privacy or a mask twice.",
-        off="What must survive a crash is kept in memory in this demo; a stopped run starts afresh.",
-        built=False,
+        off="What must survive a crash is kept in memory; a bank that crashes is lost to the study.",
     ),
     Layer(
         key="coordinator_equivocation_check",

@@ -12,7 +12,8 @@ from flwr.app import ConfigRecord, ConfigRecordValues, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from hansa.errors import Error, InternalFailure, MalformedMessage, PolicyRefusal, ReleaseNotAgreed
-from hansa.participant.node import Packages, ParticipantNode
+from hansa.participant.node import ParticipantNode
+from hansa.participant.node_core import Packages
 
 REQUEST = "request"
 REPLY = "reply"

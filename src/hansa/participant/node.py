@@ -14,61 +14,25 @@ what it had made, and trains, noises and charges nothing twice.
 What leaves: signed protocol messages, sealed shares, ciphertexts, error codes. Nothing else.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from typing import Protocol, TypeVar
 
 from hansa.errors import (
     DuplicateMessage,
-    KeyRotationDue,
     ModelDivergence,
     OutOfOrder,
     RosterEquivocation,
-    StaleRound,
 )
-from hansa.models.trainable import TrainableLayout
-from hansa.models.transformer import FeatureTransformer
-from hansa.participant.local_update import Clock, LocalUpdates
-from hansa.participant.membership import Membership
+from hansa.participant.node_core import NodeCore, Packages
 from hansa.participant.node_state import (
-    load_state,
     save_state,
 )
-from hansa.participant.policy import Policy
-from hansa.participant.shared_state import SharedState
-from hansa.participant.trainer import Rows
-from hansa.privacy.budget import Budget
-from hansa.privacy.noise import SecretRandom
 from hansa.secure_agg.attempt import verify_results
-from hansa.secure_agg.identity import Identity, Roster
-from hansa.secure_agg.parameters import Terms
-from hansa.secure_agg.participant import RoundMachine
-from hansa.secure_agg.recovery import Leaves
-from hansa.secure_agg.store import Store
-from hansa.secure_agg.unmasking import Opened, verify_certificate
-from hansa.study import Study
-
-T = TypeVar("T")
-Packages = list[tuple[bytes, list[bytes]]]
+from hansa.secure_agg.unmasking import verify_certificate
 
 
-class AggregatorClient(Protocol):
-    """How a participant reaches the aggregator."""
-
-    def upload(self, round_index: int, attempt: int, header: bytes, ciphertexts: Iterable[bytes]) -> None:
-        """Send the signed header and the ciphertexts."""
-
-    def download(self, round_index: int, attempt: int) -> tuple[list[bytes], list[bytes]]:
-        """Receive the signed headers of the roster and the aggregate's ciphertexts; both are untrusted."""
-
-    def package_leaves(self, round_index: int, attempt: int, dealer: str) -> bytes:
-        """Receive the leaves of a dealer's package, joined in roster order; untrusted."""
-
-
-class ParticipantNode:
+class ParticipantNode(NodeCore):
     """A participant.
 
     Args:
@@ -93,60 +57,6 @@ class ParticipantNode:
           other masks and spends nothing.
         - Rounds are the study's, from 1 on, one after another: none is skipped, none follows one that was not closed.
     """
-
-    def __init__(
-        self,
-        *,
-        name: str,
-        identity: Identity,
-        study: Study,
-        policy: Policy,
-        roster: Roster,
-        store: Store,
-        model: FeatureTransformer,
-        layout: TrainableLayout,
-        rows: Rows,
-        state_directory: Path,
-        aggregator: AggregatorClient,
-        random: SecretRandom | None = None,
-        certificate: bytes = b"",
-    ) -> None:
-        self.name, self._study, self._policy = name, study, policy
-        self._roster, self._store, self._aggregator = roster, store, aggregator
-        random = SecretRandom() if random is None else random
-        self._terms, self._clock = terms_of(study), Clock()
-        self.updates = LocalUpdates(
-            study=study,
-            model=model,
-            layout=layout,
-            packing=self._terms.layout,
-            rows=rows,
-            ledger=state_directory / "ledger.jsonl",
-            epsilon_limit=policy.epsilon_limit,
-            store=store,
-            random=random,
-            clock=self._clock,
-        )
-        self.membership = Membership(
-            participant=name,
-            identity=identity,
-            roster=roster,
-            terms=self._terms,
-            store=store,
-            random_bytes=random.bytes,
-            certificate=certificate,
-        )
-        self.state, self._progress = load_state(store, SharedState(values=layout.gather(model)))
-        self.faulty_holders: set[str] = set()
-        self._recover()
-
-    def _recover(self) -> None:
-        """Finish what a crash left half done: a round whose new state was kept, but whose attempt was not closed."""
-        if self.membership.has_entered:
-            machine = self.membership.entered[1]
-            if machine.running and machine.entered[0] <= self.state.round:
-                machine.finish(*machine.entered)
-        self.updates.settle(self.state.round)
 
     # -- 0 the epoch -------------------------------------------------------------------------------------
 
@@ -226,12 +136,6 @@ class ParticipantNode:
     def answer(self, round_index: int, attempt: int) -> bytes:
         """Step 2: check roster and aggregate; return a Release if all have uploaded, otherwise a Consent."""
         return self._answer(self._running(round_index, attempt), round_index, attempt)
-
-    def _answer(self, machine: RoundMachine, round_index: int, attempt: int) -> bytes:
-        headers, aggregate = self._clock.timed(
-            "download", lambda: self._aggregator.download(round_index, attempt)
-        )
-        return self._clock.timed("answer", lambda: machine.answer(headers, aggregate))
 
     def consents(self, round_index: int, attempt: int, consents: Sequence[bytes]) -> bytes:
         """Step 2.1: return a Release for a smaller roster that T members consented to."""
@@ -357,91 +261,3 @@ class ParticipantNode:
         if self._progress.awaits_close is not None:
             self._progress.awaits_close = None
             save_state(self._store, self.state, self._progress)
-
-    # -- inside ------------------------------------------------------------------------------------------
-
-    def _leaves(self, round_index: int, attempt: int) -> Leaves:
-        """Give the way to the leaves of a package; it is taken only if somebody released a wrong share."""
-        return partial(self._aggregator.package_leaves, round_index, attempt)
-
-    def _applied(
-        self, machine: RoundMachine, round_index: int, attempt: int, opened: Opened
-    ) -> tuple[bytes, Packages]:
-        self._clock.timed("apply", lambda: self._apply(round_index, opened))
-        result = machine.confirm(opened, self._model_hash())
-        self._progress = replace(
-            self._progress,
-            result=result,
-            roster_hash=opened.roster_hash,
-            awaits_close=(round_index, attempt),
-        )
-        self._clock.timed("keep the state", lambda: self._keep(machine, round_index, attempt))
-        return result, machine.packages()
-
-    def _apply(self, round_index: int, opened: Opened) -> None:
-        """Take the optimizer step, in memory."""
-        self.faulty_holders.update(opened.faulty_holders)
-        self.updates.apply(self.state, round_index, opened, self._group_key())
-
-    def _keep(self, machine: RoundMachine, round_index: int, attempt: int) -> None:
-        """Make the new state durable, then close the round: attempt, ledger, update. See `_recover`."""
-        save_state(self._store, self.state, self._progress)
-        machine.finish(round_index, attempt)
-        self.updates.settle(self.state.round)
-
-    def _verify_next(self, round_index: int) -> None:
-        expected = self.state.round + 1
-        if self._progress.diverged:
-            raise OutOfOrder(f"round {round_index} was asked for after members held different states")
-        if round_index < expected:
-            raise StaleRound(f"round {round_index} is over, the next one is {expected}")
-        if self._progress.awaits_close is not None:
-            raise OutOfOrder(f"round {round_index} was asked for before round {self.state.round} was closed")
-        if round_index > expected or round_index > self._study.training.rounds:
-            raise OutOfOrder(
-                f"round {round_index} is not the next one, {expected} of {self._study.training.rounds}"
-            )
-        most = self._study.aggregation.rounds_per_epoch
-        if most and self.state.round - self._progress.epoch_rounds >= most:
-            raise KeyRotationDue(
-                f"the keys of this epoch have served the {most} rounds that the study allows"
-            )
-
-    def _running(self, round_index: int, attempt: int) -> RoundMachine:
-        machine = self.membership.entered[1]
-        if machine.entered != (round_index, attempt) or not machine.running:
-            raise OutOfOrder(f"round {round_index} attempt {attempt} is not the one that was trained")
-        return machine
-
-    def _answered(self, round_index: int, attempt: int) -> RoundMachine:
-        """Give the machine, which after a restart has to see its roster again: it gives the same answer."""
-        machine = self._running(round_index, attempt)
-        if not machine.answered and machine.locked:
-            self._answer(machine, round_index, attempt)
-        return machine
-
-    def _model_hash(self) -> bytes:
-        return self.state.digest(self._study.id)
-
-    def _group_key(self) -> bytes:
-        return self.membership.entered[0].group_key
-
-    @property
-    def budget(self) -> Budget:
-        """The privacy budget of this participant's data set."""
-        return self.updates.budget
-
-    @property
-    def noise_multiplier(self) -> float:
-        """σ of this study."""
-        return self.updates.noise_multiplier
-
-    def step_seconds(self) -> Mapping[str, float]:
-        """Wall seconds spent in each step so far; for the owner only: they tell about the number of records."""
-        return self._clock.seconds()
-
-
-def terms_of(study: Study) -> Terms:
-    """Take the terms of an epoch from the study."""
-    aggregation = study.aggregation
-    return Terms(participants=aggregation.participants, mode=aggregation.mode, bits=study.compression.bits)
