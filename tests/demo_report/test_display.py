@@ -135,14 +135,13 @@ def test_the_summary_has_every_arm_and_layer_and_ends_with_the_next_command(resu
     assert lines[0].split("   ")[0] == "MODEL"
     for arm in ARMS:
         assert sum(line.startswith(f"{arm.name}  ") for line in lines) == 1
-    assert sum(line.endswith("OFF (not built yet)") for line in lines) == 1
-    assert sum(line.endswith("   on") for line in lines) == 8
+    assert sum(line.endswith("   on") for line in lines) == 9
     assert lines[-3:] == ["wrote out/report.html", "wrote out/report.json", "next: hansa demo bank --compare"]
     assert "+12.3" in text
     assert "not run" in text
 
 
-def test_a_layer_that_was_switched_off_is_not_called_unbuilt(make_result):
+def test_a_layer_that_is_off_says_so(make_result):
     text = summary(make_result(protections={"homomorphic_encryption": False}), [], "x")
     assert "Homomorphic encryption   OFF\n" in text
 

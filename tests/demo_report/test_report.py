@@ -119,12 +119,8 @@ def test_a_layer_that_is_off_is_loud(make_result):
     assert "Switched OFF in this run: Homomorphic encryption." in html
 
 
-def test_a_layer_that_is_not_built_is_off_but_was_not_switched_off(result, page):
-    html = report_html(result)
-    assert html.count('<span class="state off">OFF</span>') == 1
-    assert html.count("Not built yet.") == 1
-    assert "Switched OFF" not in html
-    assert "no rotation of keys" in page.text
+def test_what_a_run_does_not_show_is_said(page):
+    assert "no network" in page.text
 
 
 def test_arms_that_were_not_run_say_so(make_result):

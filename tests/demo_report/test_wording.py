@@ -76,13 +76,10 @@ def test_printable_text_cannot_steer_a_terminal():
     assert wording.printable("a\x1b[2J\r\nb\u202ec é") == "a?[2J??b?c é"
 
 
-def test_what_is_called_built_is_on_in_a_study_that_asks_for_everything():
+def test_the_example_has_every_layer_on():
     study = load_study(Path(__file__).parents[2] / "examples" / "bank" / "study.toml")
-    protections = study.protections()
-    assert {layer.key for layer in wording.LAYERS} == set(protections)
-    assert {layer.key for layer in wording.LAYERS if not layer.built} == {
-        key for key, on in protections.items() if not on
-    }
+    assert {layer.key for layer in wording.LAYERS} == set(study.protections())
+    assert all(study.protections().values())
 
 
 def test_every_layer_says_what_on_and_off_mean():

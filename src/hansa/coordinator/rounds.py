@@ -25,6 +25,7 @@ from hansa.coordinator.aggregator import AggregationService
 from hansa.coordinator.epochs import Epochs
 from hansa.coordinator.exchange import Exchange, Reply, one
 from hansa.coordinator.expectations import Expectations
+from hansa.coordinator.results import KEPT_ROUNDS
 from hansa.errors import Error, MalformedMessage, ParticipantLost, ParticipantRefused, ProtocolError
 from hansa.secure_agg.aggregator import RoundAggregator
 from hansa.secure_agg.attempt import verify_results
@@ -302,7 +303,8 @@ class RoundLoop:
                 with suppress(ProtocolError):  # it stays behind, and is asked again before the next round
                     self._epochs.post(reply)
                     self._at[name] = round_index
-        slowest = min(self._at.values())
+        # A member that stays away longer than results are kept has to wait for a new epoch.
+        slowest = max(min(self._at.values()), last_round - KEPT_ROUNDS)
         self._certificates = {r: c for r, c in self._certificates.items() if r > slowest}
         self._aggregation.forget(slowest + 1)
         return [name for name, at in self._at.items() if at >= last_round]

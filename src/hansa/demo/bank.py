@@ -48,10 +48,9 @@ DATA_SOURCE = (
     "UCI 'default of credit card clients' (I-Cheng Yeh, 2016, doi 10.24432/C55S3H), 30,000 rows, CC BY 4.0."
 )
 ABSENT = (
-    "No crash recovery: protocol state is kept in memory here, so a stopped run starts afresh with new keys.",
-    "Roster and certificate authority are made and pinned by the local consortium; enrolment between institutions is not built.",
-    "No rotation of the encryption key within a study.",
-    "No encryption at rest; state folders are removed at the end of the run.",
+    "The authority that certifies the banks is made for this run; there is no enrolment and nobody revokes anything.",
+    "The key of each bank's encrypted store lies beside it; state folders are removed at the end of the run.",
+    "The keys of the epoch serve the whole run, unless two sums under them cannot be opened.",
 )
 CAVEATS = (
     "An evaluator that sees every bank's rows computed the scores; no study allows that.",
@@ -158,11 +157,13 @@ class BankDemo:
 
         def on_round(summary: RoundSummary) -> None:
             measured = summary.round % EVALUATE_EVERY == 0 or summary.round == rounds
-            auc = evaluator.score(consortium.inspect(summary.finished[0]).values).test if measured else None
+            seen = consortium.inspect(summary.finished[0]) if measured and summary.finished else None
+            auc = None if seen is None else evaluator.score(seen.values).test
             self._rounds.append(summary)
             self._auc_by_round.append(auc)
             spent = self._epsilon_after(summary.round, noise_multiplier)
-            self._display.round_done(summary.round, rounds, auc, spent, summary.seconds)
+            note = "its sum could not be opened and was left behind" if summary.void else ""
+            self._display.round_done(summary.round, rounds, auc, spent, summary.seconds, note)
 
         consortium.run(on_round)
         return consortium.inspect_all()

@@ -50,8 +50,10 @@ class Display(Protocol):
     def advance(self, n: int = 1, note: str = "") -> None:
         """Count `n` units of the phase as done; `note` is the step that runs now, and may come with n = 0."""
 
-    def round_done(self, round: int, rounds: int, auc: float | None, epsilon: float, seconds: float) -> None:
-        """Report round `round` (from 1) of `rounds`; the phase stands at `round` units then."""
+    def round_done(
+        self, round: int, rounds: int, auc: float | None, epsilon: float, seconds: float, note: str = ""
+    ) -> None:
+        """Report round `round` (from 1) of `rounds`; the phase stands at `round` units then. `note`: what was unusual."""
 
     def finish(self) -> None:
         """Stop, whether all is done or not."""
@@ -79,7 +81,9 @@ class SilentDisplay:
     def advance(self, n: int = 1, note: str = "") -> None:
         """Show nothing."""
 
-    def round_done(self, round: int, rounds: int, auc: float | None, epsilon: float, seconds: float) -> None:
+    def round_done(
+        self, round: int, rounds: int, auc: float | None, epsilon: float, seconds: float, note: str = ""
+    ) -> None:
         """Show nothing."""
 
     def finish(self) -> None:
@@ -123,13 +127,16 @@ class PlainDisplay:
         if self._total and 4 * before // self._total < 4 * self._done // self._total:
             self._line(f"{self._name}: {self._done}/{self._total}")
 
-    def round_done(self, round: int, rounds: int, auc: float | None, epsilon: float, seconds: float) -> None:
+    def round_done(
+        self, round: int, rounds: int, auc: float | None, epsilon: float, seconds: float, note: str = ""
+    ) -> None:
         """Print the round, and the time that the rest will take at this pace."""
         self._done = round
         score = "" if auc is None else f", AUC {score_text(auc)}"
         left = f", {_left((rounds - round) * seconds)}" if round < rounds else ""
         self._line(
             f"round {round}/{rounds}{score}, epsilon {epsilon_text(epsilon)}, {seconds_text(seconds)}{left}"
+            + (f"; {note}" if note else "")
         )
 
     def finish(self) -> None:
@@ -206,11 +213,13 @@ class LiveDisplay:
         left = "" if task.time_remaining is None or task.finished else _left(task.time_remaining)
         self._progress.update(self._task, count=count, left=left)
 
-    def round_done(self, round: int, rounds: int, auc: float | None, epsilon: float, seconds: float) -> None:
+    def round_done(
+        self, round: int, rounds: int, auc: float | None, epsilon: float, seconds: float, note: str = ""
+    ) -> None:
         """Set the bar to this round and extend the curves."""
         if auc is not None:
             self._scores.append(auc)
-        self._epsilon = epsilon
+        self._epsilon, self._note = epsilon, printable(note)
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, total=rounds, completed=round)
             self._count()
@@ -291,7 +300,9 @@ def summary(result: DemoResult, paths: Sequence[Path], next_command: str) -> str
         f"{seconds.total:.0f}",
         f"{seconds.per_round:.1f}",
     )
-    layers = [(printable(layer_of(key).name), _state(key, on)) for key, on in result.protections.items()]
+    layers = [
+        (printable(layer_of(key).name), "on" if on else "OFF") for key, on in result.protections.items()
+    ]
     blocks = [
         _columns(("MODEL", "AUC TEST SET", "AUC OWN CUSTOMERS"), scores),
         _columns(
@@ -313,10 +324,6 @@ def summary(result: DemoResult, paths: Sequence[Path], next_command: str) -> str
     tables = "\n\n".join(blocks).replace("\N{MINUS SIGN}", "-").encode("ascii", "replace").decode()
     ending = [*(f"wrote {printable(str(path))}" for path in paths), f"next: {next_command}"]
     return "\n".join([tables, "", *ending, ""])
-
-
-def _state(key: str, on: bool) -> str:
-    return "on" if on else "OFF" if layer_of(key).built else "OFF (not built yet)"
 
 
 def _columns(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

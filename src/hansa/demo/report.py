@@ -77,7 +77,7 @@ def report_html(result: DemoResult) -> str:
         result=result,
         arms=wording.ARMS,
         layers=layers,
-        switched_off=[layer.name for layer, on in layers if layer.built and not on],
+        switched_off=[layer.name for layer, on in layers if not on],
         messages=result.participants * result.rounds,
         figures={
             "auc": plots.auc_by_round(result),

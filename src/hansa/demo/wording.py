@@ -22,14 +22,12 @@ class Layer:
         name: What people call it.
         on: What it means that it is on.
         off: What it means that it is off.
-        built: Whether this version can turn it on at all.
     """
 
     key: str
     name: str
     on: str
     off: str
-    built: bool = True
 
 
 ARMS = (
