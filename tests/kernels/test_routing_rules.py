@@ -91,7 +91,9 @@ def test_routing_equals_a_loop_over_the_tokens(
 def test_equal_scores_the_lowest_index_wins(seed: int, dtype: torch.dtype) -> None:
     draws = torch.Generator().manual_seed(seed)
     logits_TE = torch.randint(-1, 2, (5, 12), generator=draws).to(dtype)
-    logits_TE[logits_TE == 0] *= torch.where(torch.rand(5, 12) < 0.5, -1.0, 1.0).to(dtype)[logits_TE == 0]
+    logits_TE[logits_TE == 0] *= torch.where(torch.rand(5, 12, generator=draws) < 0.5, -1.0, 1.0).to(dtype)[
+        logits_TE == 0
+    ]
     routing = route(logits_TE, 4)
     for logits, chosen in zip(logits_TE.tolist(), routing.expert_TK.tolist(), strict=True):
         assert chosen == best(logits, 4)

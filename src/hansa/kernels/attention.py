@@ -25,6 +25,8 @@ from hansa.kernels.dispatch import on_triton
 _QUERIES = 128  # a block's scores cover window + 127 keys for 128 queries: 20 % too much at a window of 512
 _BLOCK_BYTES = 8 << 20  # scores of one block: small enough for the cache, large enough to hide the calls
 
+_KERNEL_ROW_BYTES = 512  # wider heads would spill the kernel's registers: 256 of two bytes, 128 of four
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pattern:
@@ -85,7 +87,7 @@ def window_attention(
         raise ValueError(f"window = {window} is not at least 1")
     pattern = Pattern(window=window, causal=causal, scale=scale)
     result: Tensor
-    if on_triton(q_BHTD, k_BGTD, v_BGTD):
+    if on_triton(q_BHTD, k_BGTD, v_BGTD) and width * q_BHTD.dtype.itemsize <= _KERNEL_ROW_BYTES:
         from hansa.kernels.attention_triton import TritonAttention  # noqa: PLC0415
 
         result = TritonAttention.apply(q_BHTD, k_BGTD, v_BGTD, slopes_H, pattern)  # type: ignore[no-untyped-call]
