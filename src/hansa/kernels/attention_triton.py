@@ -4,10 +4,10 @@
     s = scale · q·k − slope · |i − j|,  lse[i] = log2 Σ_j 2^(s · log2 e),  p = 2^(s · log2 e − lse)
     dv = pᵀ dy,  ds = p ∘ (dy vᵀ − delta),  dq = scale · ds k,  dk = scale · dsᵀ q,  delta[i] = y[i]·dy[i]
 
-Only the key blocks that a block of queries sees are visited, so a window makes the cost linear in T. A key head's gradient is summed
-over its query heads inside one program: every run gives the same result.
-FLOPs and sources: see `hansa.kernels.attention`; the backward pass computes s and p twice, 14·B·H·T·W·D. At 32,768 tokens, 16 heads
-of width 128 and a window of 512 the forward bound of an H100 is 0.14 ms of arithmetic and 0.16 ms of bytes.
+Only the key blocks that a block of queries sees are visited, so a window makes the cost linear in T. A key head's gradient is
+summed over its query heads inside one program: every run gives the same result.
+FLOPs and sources: see `hansa.kernels.attention`; the backward pass computes s and p twice, 14·B·H·T·W·D. With 32,768 tokens, 16
+heads of width 128 and a window of 512 the forward bound of an H100 is 0.14 ms of arithmetic and 0.16 ms of bytes.
 """
 
 import torch

@@ -11,7 +11,7 @@ from torch import Tensor
 def dot_precision(x: Tensor) -> Literal["tf32x3", "tf32"]:
     """How float32 operands are multiplied: by three TF32 products each, unless torch was told that one will do.
 
-    Three keep 21 of the 24 bits and still run on the matrix units; "ieee" does not, and is many times slower. Other types do not care.
+    Three keep 21 of the 24 bits and run on the matrix units; "ieee" does not and is many times slower. Other types do not care.
     """
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 and x.dtype == torch.float32 else "tf32x3"
 
