@@ -6,7 +6,7 @@
 
 A program owns its output, so there are no atomics and every run gives the same bits. Sums are float32; norms of blocks are added in
 float64. Coefficients are applied in float32 before the rows are rounded to the type of the matrix units.
-Bytes: z and g once a pass, 2·R·(P + N) in bf16, so both are bound by memory at r ≤ 64: 0.16 ms for 131,072 rows of 2,048 on an H100.
+Bytes: z and g once a pass, 2·R·(P + N) in bf16, so memory binds both at r ≤ 64: 0.16 ms for 131,072 rows of 2,048 on an H100.
 """
 
 import torch
