@@ -11,6 +11,7 @@ from compiler import main
 
 from hansa.kernels.attention import Pattern
 from hansa.kernels.attention_triton import TritonAttention
+from hansa.kernels.grouped_lora_triton import launch
 from hansa.kernels.routing import Groups
 from hansa.kernels.routing_triton import choose_and_sort
 from hansa.kernels.segments_triton import square_norms, weight_gradient
@@ -31,7 +32,28 @@ def segments(rank: int, width: int, dtype: torch.dtype) -> None:
     weight_gradient(z, g, torch.ones(256), ends)
 
 
+def lora(dim: int, width: int, rank: int, rows: int, dtype: torch.dtype, *, transposed: bool = False) -> None:
+    x, experts = torch.zeros(rows, dim, dtype=dtype), 4
+    if transposed:
+        w, a = torch.zeros(experts, width, dim, dtype=dtype), torch.zeros(experts, rank, dim, dtype=dtype)
+        w, a, b = (
+            w.transpose(1, 2),
+            a.transpose(1, 2),
+            torch.zeros(experts, width, rank, dtype=dtype).transpose(1, 2),
+        )
+    else:
+        w, a = torch.zeros(experts, dim, width, dtype=dtype), torch.zeros(experts, dim, rank, dtype=dtype)
+        b = torch.zeros(experts, rank, width, dtype=dtype)
+    launch(x, w, a, b, torch.full((experts,), rows, dtype=torch.int32), 0.5)
+
+
 CASES = {
+    "lora, bf16": lambda: lora(2048, 1536, 16, 4096, torch.bfloat16),
+    "lora, bf16, input gradient": lambda: lora(1536, 2048, 16, 4096, torch.bfloat16, transposed=True),
+    "lora, bf16, few rows": lambda: lora(2048, 1536, 16, 200, torch.bfloat16),
+    "lora, bf16, rank 128": lambda: lora(2048, 1536, 128, 4096, torch.bfloat16),
+    "lora, fp32": lambda: lora(512, 512, 16, 4096, torch.float32),
+    "lora, fp32, rank 64, transposed": lambda: lora(512, 512, 64, 4096, torch.float32, transposed=True),
     "segments, 16 by 2048, bf16": lambda: segments(16, 2048, torch.bfloat16),
     "segments, 2048 by 64, bf16": lambda: segments(2048, 64, torch.bfloat16),
     "segments, 16 by 512, fp32": lambda: segments(16, 512, torch.float32),
