@@ -24,9 +24,29 @@ MATRIX_UNITS = {
     "attention, 256, bf16": "mma",
     "attention, 64, fp32": "mma",
     "attention, 128, fp32": "mma",
+    "lora, bf16": "wgmma",
+    "lora, bf16, input gradient": "wgmma",
+    "lora, bf16, few rows": "wgmma",
+    "lora, bf16, rank 128": "wgmma",
+    "lora, fp32": "wgmma",
+    "lora, fp32, rank 64, transposed": "mma",
+    "segments, 16 by 2048, bf16": "mma",
+    "segments, 2048 by 64, bf16": "wgmma",
+    "segments, 16 by 512, fp32": "mma",
 }
-NO_MATRICES = {"routing, 128 experts", "routing, groups of 256 experts"}
-QUICK = ["routing, 128 experts", "attention, 128, bf16"]
+NO_MATRICES = {
+    "routing, 128 experts",
+    "routing, groups of 256 experts",
+    "compression, fp32",
+    "compression, fp64",
+}
+QUICK = [
+    "routing, 128 experts",
+    "attention, 128, bf16",
+    "lora, bf16",
+    "segments, 2048 by 64, bf16",
+    "compression, fp32",
+]
 
 
 def compiled(names: list[str], cache: Path) -> list[dict[str, Any]]:
@@ -44,6 +64,8 @@ def verify(rows: list[dict[str, Any]]) -> None:
         assert (row["stack"], row["local"]) == (0, 0), row  # nothing is spilled
         assert row["dynamic_shared"] <= SHARED_BYTES[row["architecture"]], row
         assert row["atomics"] == 0, row  # the same sums in every run
+        if row["kernel"] == "compress_kernel":
+            assert row["fma64"] == 0, row  # a fused multiply-add rounds once less than the definition
         if row["case"] in NO_MATRICES:
             continue
         unit = MATRIX_UNITS[row["case"]] if row["architecture"] == 90 else "mma"

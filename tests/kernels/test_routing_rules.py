@@ -167,3 +167,12 @@ def test_what_does_not_fit_is_refused(top_k: int, rules: dict[str, Any]) -> None
     bias_E: Tensor | None = rules.pop("bias_E", None)
     with pytest.raises(ValueError, match=r"groups|group of|top_k|bias"):
         route(torch.zeros(2, 6), top_k, bias_E=bias_E, **rules)
+
+
+@PROPERTY
+@given(seed=st.integers(0, 2**31), top_k=st.integers(1, 20))
+def test_many_choices_are_made_like_few(seed: int, top_k: int) -> None:
+    logits_TE = torch.randint(-9, 9, (6, 20), generator=torch.Generator().manual_seed(seed)).float()
+    routing = route(logits_TE, top_k)
+    for logits, chosen in zip(logits_TE.tolist(), routing.expert_TK.tolist(), strict=True):
+        assert chosen == best(logits, top_k)

@@ -7,6 +7,7 @@ installation without it works on the CPU, and on a GPU with the torch paths.
 from functools import cache
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 
@@ -16,9 +17,18 @@ def has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def on_triton(*tensors: Tensor) -> bool:
-    """Whether these operands go to a Triton kernel: all on a GPU, no float64, and Triton installed.
+def on_triton(*tensors: Tensor, any_type: bool = False) -> bool:
+    """Whether these operands go to a Triton kernel.
 
-    float64 stays in torch: it is for checks, and the kernels accumulate in float32.
+    Args:
+        tensors: The operands that say so.
+        any_type: Whether the kernel takes float64 too; the others accumulate in float32, and float64 is for checks.
+
+    Returns:
+        True if all are on the current GPU, where Triton launches, of at most 32 bits unless `any_type`, and Triton is installed.
     """
-    return all(x.is_cuda and x.dtype.itemsize <= 4 for x in tensors) and has_triton()
+    return (
+        all(x.is_cuda and (any_type or x.dtype.itemsize <= 4) for x in tensors)
+        and all(x.get_device() == torch.cuda.current_device() for x in tensors)
+        and has_triton()
+    )

@@ -52,16 +52,32 @@ def grouped_lora_forward(
         from hansa.kernels.grouped_lora_triton import launch  # noqa: PLC0415
 
         return launch(x_RD, w_EDN, a_EDr, b_ErN, ends_E, scale)
+    if x_RD.device.type == "cpu":
+        return grouped_lora_by_expert(x_RD, w_EDN, a_EDr, b_ErN, ends_E, scale)
     return grouped_lora_reference(x_RD, w_EDN, a_EDr, b_ErN, ends_E, scale)
 
 
 def grouped_lora_reference(
     x_RD: Tensor, w_EDN: Tensor, a_EDr: Tensor, b_ErN: Tensor, ends_E: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Compute `grouped_lora_forward` as three grouped products: the reference of the kernel, and the path of the CPU."""
+    """Compute `grouped_lora_forward` as three grouped products: the reference of the kernel."""
     y_RN = grouped_matmul(x_RD, w_EDN, ends_E)
     z_Rr = grouped_matmul(x_RD, a_EDr, ends_E)
     return y_RN.add_(grouped_matmul(z_Rr, b_ErN, ends_E), alpha=scale), z_Rr
+
+
+def grouped_lora_by_expert(
+    x_RD: Tensor, w_EDN: Tensor, a_EDr: Tensor, b_ErN: Tensor, ends_E: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Compute `grouped_lora_forward` one expert at a time: a CPU adds z B while the expert's rows of y are in its cache."""
+    y_RN, z_Rr = x_RD.new_empty(len(x_RD), w_EDN.shape[2]), x_RD.new_empty(len(x_RD), a_EDr.shape[2])
+    rows = torch.diff(ends_E, prepend=ends_E.new_zeros(1)).tolist()
+    x_E, y_E, z_E = (t.split_with_sizes(rows) for t in (x_RD, y_RN, z_Rr))
+    for x, y, z, w_DN, a_Dr, b_rN in zip(x_E, y_E, z_E, w_EDN, a_EDr, b_ErN, strict=True):
+        torch.mm(x, w_DN, out=y)
+        torch.mm(x, a_Dr, out=z)
+        y.addmm_(z, b_rN, alpha=scale)
+    return y_RN, z_Rr
 
 
 # torch's own `Function` is untyped; the contract is that of `grouped_lora`.

@@ -28,6 +28,9 @@ _SUM_FLOOR = (
     1e-20  # keeps gates finite where every chosen sigmoid is zero; far below the last digit of any other sum
 )
 
+_ROUNDS = 8  # up to so many choices, a round of `amax` for each is faster than `topk`
+_LOWEST = -(2**63)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Routing:
@@ -154,7 +157,15 @@ def _largest(x_TN: Tensor, count: int) -> Tensor:
     bits = (x_TN + 0.0).view(torch.int32)  # -0.0 becomes 0.0
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64)
     places = torch.arange(x_TN.shape[1], device=x_TN.device)
-    return torch.topk((ordered << 32) | (0x7FFFFFFF - places), count, dim=1).indices
+    keys_TN = (ordered << 32) | (0x7FFFFFFF - places)
+    if count > _ROUNDS:
+        return torch.topk(keys_TN, count, dim=1).indices
+    chosen_TK = torch.empty(len(x_TN), count, dtype=torch.int64, device=x_TN.device)
+    for k in range(count):
+        chosen = 0x7FFFFFFF - (torch.amax(keys_TN, dim=1, keepdim=True) & 0xFFFFFFFF)
+        chosen_TK[:, k : k + 1] = chosen
+        keys_TN.scatter_(1, chosen, _LOWEST)
+    return chosen_TK
 
 
 def _selection(logits_TE: Tensor, score: Score, bias_E: Tensor | None, limit: Groups) -> Tensor:

@@ -11,6 +11,7 @@ from compiler import main
 
 from hansa.kernels.attention import Pattern
 from hansa.kernels.attention_triton import TritonAttention
+from hansa.kernels.compression_triton import launch as compress
 from hansa.kernels.grouped_lora_triton import launch
 from hansa.kernels.routing import Groups
 from hansa.kernels.routing_triton import choose_and_sort
@@ -47,7 +48,15 @@ def lora(dim: int, width: int, rank: int, rows: int, dtype: torch.dtype, *, tran
     launch(x, w, a, b, torch.full((experts,), rows, dtype=torch.int32), 0.5)
 
 
+def compression(dtype: torch.dtype) -> None:
+    entries, positions = torch.zeros(4096, dtype=dtype), torch.arange(4096)
+    sizes = {"bound": 0.1, "maximum_level": 127, "radix": 4065, "lanes": 4, "slots": 1024}
+    compress(entries, positions, torch.zeros(4096, dtype=torch.float64), **sizes)
+
+
 CASES = {
+    "compression, fp32": lambda: compression(torch.float32),
+    "compression, fp64": lambda: compression(torch.float64),
     "lora, bf16": lambda: lora(2048, 1536, 16, 4096, torch.bfloat16),
     "lora, bf16, input gradient": lambda: lora(1536, 2048, 16, 4096, torch.bfloat16, transposed=True),
     "lora, bf16, few rows": lambda: lora(2048, 1536, 16, 200, torch.bfloat16),

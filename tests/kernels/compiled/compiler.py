@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-OPTIONS = ("num_warps", "num_stages")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 TYPES = {
     torch.float32: "fp32",
     torch.bfloat16: "bf16",
@@ -82,6 +82,7 @@ def compile_launches(case: str, code: Callable[[], object], architectures: tuple
                     "architecture": architecture,
                     "mma": ptx.count("mma.sync"),
                     "wgmma": ptx.count("wgmma.mma_async"),
+                    "fma64": ptx.count("fma.rn.f64"),
                     "atomics": len(re.findall(r"\b(atom|red)\.", ptx)),
                     "dynamic_shared": compiled.metadata.shared,
                     **resources_of(compiled.asm["cubin"]),
