@@ -4,8 +4,8 @@
 
     causal:      i − window < j ≤ i          otherwise:  |i − j| < window          window None: no bound
 
-Shape suffixes: B batch, H query heads, G key heads (H = G·M, query head h reads key head h div M), T tokens, D head width; inside
-a block: Q queries, L keys.
+Shape suffixes: B batch, H query heads, G key heads (H = G·M, query head h reads key head h div M), N = B·G, T tokens, D head width;
+inside a block: n of the N, Q queries, L keys.
 
 FLOPs: 4·B·H·T·W·D forward and 10·B·H·T·W·D backward, W = min(window, T/2). Bytes: q, k, v and y once; the scores of one block of
 queries at a time, which the backward pass computes again, so memory does not grow with T·W.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hansa.kernels.dispatch import on_triton
 
-_QUERIES = 128  # a block's scores cover window + 127 keys for 128 queries: 20 % too much at a window of 512
+_QUERIES = 64  # a block's scores cover window + 63 keys: an eighth too much at a window of 512
 _BLOCK_BYTES = 8 << 20  # scores of one block: small enough for the cache, large enough to hide the calls
 
 _KERNEL_ROW_BYTES = 512  # wider heads would spill the kernel's registers: 256 of two bytes, 128 of four
@@ -126,13 +126,14 @@ class BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q_BHTD, k_BGTD, v_BGTD, slopes_H, pattern):  # type: ignore[no-untyped-def]  # noqa: D102
-        wide = softmax_type(q_BHTD)
-        q_BGMTD, k, v = _grouped(q_BHTD, k_BGTD, wide), k_BGTD.to(wide), v_BGTD.to(wide)
-        y_BGMTD = torch.empty_like(q_BGMTD)
-        for block in _blocks(q_BGMTD.shape, pattern, wide.itemsize):
-            weights = _weights(q_BGMTD, k, slopes_H, block, pattern)
-            y_BGMTD[block.at_queries] = (weights @ v[block.at_keys]).unflatten(2, (-1, block.queries))
-        y_BHTD = y_BGMTD.flatten(1, 2).to(q_BHTD.dtype)
+        groups = k_BGTD.shape[1]
+        (q_NMTD,), (k_NTD, v_NTD) = _by_key_head(groups, q_BHTD), _key_heads(k_BGTD, v_BGTD)
+        layer = _Layer(k_NTD=k_NTD, groups=groups, slopes_H=slopes_H, pattern=pattern)
+        y_NMTD = torch.empty_like(q_NMTD)
+        for block in _blocks(q_NMTD.shape, layer):
+            y = layer.weights(q_NMTD, block) @ v_NTD[block.at_keys]
+            y_NMTD[block.at_queries] = y.view(len(y), -1, block.queries, y.shape[2])
+        y_BHTD = y_NMTD.view(q_BHTD.shape).to(q_BHTD.dtype)
         ctx.save_for_backward(q_BHTD, k_BGTD, v_BGTD, slopes_H, y_BHTD)
         ctx.pattern = pattern
         return y_BHTD
@@ -140,33 +141,51 @@ class BlockAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g_BHTD):  # type: ignore[no-untyped-def]  # noqa: D102
         q_BHTD, k_BGTD, v_BGTD, slopes_H, y_BHTD = ctx.saved_tensors
-        pattern, wide = ctx.pattern, softmax_type(q_BHTD)
-        q_BGMTD, k, v = _grouped(q_BHTD, k_BGTD, wide), k_BGTD.to(wide), v_BGTD.to(wide)
-        g_BGMTD = _grouped(g_BHTD, k_BGTD, wide)
-        delta_BGMT = (g_BGMTD * _grouped(y_BHTD, k_BGTD, wide)).sum(dim=-1)
-        dq_BGMTD = torch.empty_like(q_BGMTD)
-        dk, dv = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (k, v))
-        for block in _blocks(q_BGMTD.shape, pattern, wide.itemsize):
-            weights = _weights(q_BGMTD, k, slopes_H, block, pattern)
-            q, g = (x[block.at_queries].flatten(2, 3) for x in (q_BGMTD, g_BGMTD))
-            dv[block.at_keys] += weights.transpose(2, 3) @ g
+        groups = k_BGTD.shape[1]
+        q_NMTD, y_NMTD, g_NMTD = _by_key_head(groups, q_BHTD, y_BHTD, g_BHTD)
+        k_NTD, v_NTD = _key_heads(k_BGTD, v_BGTD)
+        layer = _Layer(k_NTD=k_NTD, groups=groups, slopes_H=slopes_H, pattern=ctx.pattern)
+        delta_NMT = (g_NMTD * y_NMTD).sum(dim=-1)
+        dq_NMTD, dk_NTD, dv_NTD = torch.empty_like(q_NMTD), torch.zeros_like(k_NTD), torch.zeros_like(v_NTD)
+        for block in _blocks(q_NMTD.shape, layer):
+            weights = layer.weights(q_NMTD, block)
+            q, g = (x[block.at_queries].flatten(1, 2) for x in (q_NMTD, g_NMTD))
+            dv_NTD[block.at_keys].baddbmm_(weights.transpose(1, 2), g)
+            d_scores = g @ v_NTD[block.at_keys].transpose(1, 2)
+            d_scores.sub_(delta_NMT[block.at_queries].flatten(1, 2).unsqueeze(2)).mul_(weights)
             # The scale goes to the narrow operands, so that the scores are passed over twice instead of three times.
-            d_scores = (g @ v[block.at_keys].transpose(2, 3)).sub_(
-                delta_BGMT[block.at_queries].flatten(2, 3).unsqueeze(3)
-            )
-            d_scores.mul_(weights)
-            dq = (d_scores @ k[block.at_keys]).mul_(pattern.scale)
-            dq_BGMTD[block.at_queries] = dq.unflatten(2, (-1, block.queries))
-            dk[block.at_keys] += d_scores.transpose(2, 3) @ (q * pattern.scale)
-        return dq_BGMTD.flatten(1, 2).to(q_BHTD.dtype), dk.to(k_BGTD.dtype), dv.to(v_BGTD.dtype), None, None
+            dq = (d_scores @ k_NTD[block.at_keys]).mul_(layer.pattern.scale)
+            dq_NMTD[block.at_queries] = dq.view(len(dq), -1, block.queries, dq.shape[2])
+            dk_NTD[block.at_keys].baddbmm_(d_scores.transpose(1, 2), q, alpha=layer.pattern.scale)
+        dk, dv = dk_NTD.view(k_BGTD.shape), dv_NTD.view(v_BGTD.shape)
+        return (
+            dq_NMTD.view(q_BHTD.shape).to(q_BHTD.dtype),
+            dk.to(k_BGTD.dtype),
+            dv.to(v_BGTD.dtype),
+            None,
+            None,
+        )
+
+
+def _by_key_head(groups: int, *tensors: Tensor) -> Iterator[Tensor]:
+    """(B, H, T, D) -> (N, M, T, D), in the type of the softmax."""
+    for x in tensors:
+        batch, heads, tokens, width = x.shape
+        yield x.to(softmax_type(x)).reshape(batch * groups, heads // groups, tokens, width)
+
+
+def _key_heads(*tensors: Tensor) -> Iterator[Tensor]:
+    """(B, G, T, D) -> (N, T, D), in the type of the softmax."""
+    for x in tensors:
+        yield x.to(softmax_type(x)).flatten(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Block:
-    """Queries [start, stop) of some samples and key heads, and the keys [low, high) that any of them sees."""
+    """Queries [start, stop) of the key heads [first, last) of all samples, and the keys [low, high) that any of them sees."""
 
-    samples: slice
-    groups: slice
+    first: int
+    last: int
     start: int
     stop: int
     low: int
@@ -177,83 +196,94 @@ class _Block:
         return self.stop - self.start
 
     @property
-    def at_queries(self) -> tuple[slice, slice, slice, slice]:
-        return self.samples, self.groups, slice(None), slice(self.start, self.stop)
+    def at_queries(self) -> tuple[slice, slice, slice]:
+        return slice(self.first, self.last), slice(None), slice(self.start, self.stop)
 
     @property
-    def at_keys(self) -> tuple[slice, slice, slice]:
-        return self.samples, self.groups, slice(self.low, self.high)
+    def at_keys(self) -> tuple[slice, slice]:
+        return slice(self.first, self.last), slice(self.low, self.high)
 
 
-def _blocks(shape: torch.Size, pattern: Pattern, itemsize: int) -> Iterator[_Block]:
+class _Layer:
+    """What the blocks of one call share."""
+
+    def __init__(self, *, k_NTD: Tensor, groups: int, slopes_H: Tensor | None, pattern: Pattern) -> None:
+        self.k_NTD, self.groups, self.pattern = k_NTD, groups, pattern
+        self.slopes_GM11 = None if slopes_H is None else slopes_H.to(k_NTD.dtype).view(groups, -1, 1, 1)
+        self.templates: dict[tuple[int, ...], Tensor] = {}
+
+    def weights(self, q_NMTD: Tensor, block: _Block) -> Tensor:
+        """Softmax of one block, (n, M·Q, L)."""
+        q = q_NMTD[block.at_queries].flatten(1, 2) * self.pattern.scale
+        k = self.k_NTD[block.at_keys].transpose(1, 2)
+        if self.pattern.window is not None:
+            return torch.softmax(torch.baddbmm(self._template(block, q_NMTD.shape[1]), q, k), dim=-1)
+        rows = q @ k
+        scores = rows.view(len(rows), -1, block.queries, rows.shape[2])
+        if self.slopes_GM11 is not None:
+            scores.add_(self._heads(self._bias(block), block))
+        if self.pattern.causal:  # only keys later than the first query are hidden from any
+            hidden = self._distance(block, block.start) < 0
+            scores[..., block.start :].masked_fill_(hidden, -torch.inf)
+        return torch.softmax(rows, dim=-1)
+
+    def _template(self, block: _Block, repeats: int) -> Tensor:
+        """Bias and mask of a windowed block, (n, M·Q, L): the same for all blocks but those at the ends of the sequence."""
+        heads = (block.first % self.groups, block.last - block.first)
+        key = (*heads, block.queries, block.start - block.low, block.high - block.low)
+        if key not in self.templates:
+            distance = self._distance(block, block.low)
+            hidden = distance.abs() >= (self.pattern.window or 0)
+            if self.pattern.causal:
+                hidden |= distance < 0
+            bias = torch.zeros(
+                self.groups, repeats, *distance.shape, dtype=self.k_NTD.dtype, device=distance.device
+            )
+            if self.slopes_GM11 is not None:
+                bias -= self.slopes_GM11 * distance.abs()
+            self.templates[key] = self._heads(bias.masked_fill_(hidden, -torch.inf), block).flatten(1, 2)
+        return self.templates[key]
+
+    def _heads(self, x_GMQL: Tensor, block: _Block) -> Tensor:
+        """Pick the heads of a block, (n, M, ...): some of one sample's, or all of several samples'."""
+        count, first = block.last - block.first, block.first % self.groups
+        if count <= self.groups:
+            return x_GMQL[first : first + count]
+        return x_GMQL.repeat(count // self.groups, 1, 1, 1)
+
+    def _bias(self, block: _Block) -> Tensor:
+        """ALiBi of one block, (G, M, Q or 1, L)."""
+        if not self.pattern.causal:
+            return -self.slopes_GM11 * self._distance(block, block.low).abs()  # type: ignore[operator]
+        # −slope·(i − j) = slope·j − slope·i, and the softmax does not see what is constant in a row: one row serves all.
+        place_L = torch.arange(
+            block.low - block.stop + 1, block.high - block.stop + 1, device=self.k_NTD.device
+        )
+        return self.slopes_GM11 * place_L  # type: ignore[operator]
+
+    def _distance(self, block: _Block, low: int) -> Tensor:
+        """i − j of the block's queries and the keys from `low` on, (Q, L)."""
+        i_Q = torch.arange(block.start, block.stop, device=self.k_NTD.device)
+        return i_Q.unsqueeze(1) - torch.arange(low, block.high, device=self.k_NTD.device)
+
+
+def _blocks(shape: torch.Size, layer: _Layer) -> Iterator[_Block]:
     """Cut the work into blocks whose scores take about `_BLOCK_BYTES`: first fewer samples, then heads, then queries."""
-    batch, groups, repeats, tokens, _ = shape
-    start = 0
-    while start < tokens:
-        row = max(1, repeats * itemsize * min(tokens, (pattern.window or tokens) + _QUERIES))
-        queries = max(16, min(_QUERIES, _BLOCK_BYTES // row))
-        stop = min(tokens, start + queries)
-        low = 0 if pattern.window is None else max(0, start - pattern.window + 1)
-        high = stop if pattern.causal else tokens
-        if not pattern.causal and pattern.window is not None:
-            high = min(tokens, stop + pattern.window - 1)
-        heads_at_once = max(1, _BLOCK_BYTES // ((stop - start) * repeats * itemsize * (high - low)))
-        samples_at_once = max(1, heads_at_once // groups)
-        heads_at_once = min(heads_at_once, groups)
-        for sample in range(0, batch, samples_at_once):
-            for group in range(0, groups, heads_at_once):
-                yield _Block(
-                    samples=slice(sample, sample + samples_at_once),
-                    groups=slice(group, group + heads_at_once),
-                    start=start,
-                    stop=stop,
-                    low=low,
-                    high=high,
-                )
-        start = stop
-
-
-def _grouped(x_BHTD: Tensor, k_BGTD: Tensor, wide: torch.dtype) -> Tensor:
-    """(B, H, T, D) -> (B, G, M, T, D), in the type of the softmax."""
-    batch, heads, tokens, width = x_BHTD.shape
-    groups = k_BGTD.shape[1]
-    return x_BHTD.to(wide).view(batch, groups, heads // groups, tokens, width)
-
-
-def _weights(
-    q_BGMTD: Tensor, k_BGTD: Tensor, slopes_H: Tensor | None, block: _Block, pattern: Pattern
-) -> Tensor:
-    """Softmax of one block: (b, g, M·Q, L)."""
-    q = q_BGMTD[block.at_queries].flatten(2, 3) * pattern.scale
-    rows = q @ k_BGTD[block.at_keys].transpose(2, 3)
-    scores = rows.view(*rows.shape[:2], -1, block.queries, rows.shape[3])
-    if slopes_H is not None:
-        scores.add_(_bias(slopes_H.to(scores.dtype), q_BGMTD.shape, block, pattern))
-    # Only the two edges of the band need a mask: keys out of reach of the last queries, keys later than the first.
-    if pattern.window is not None:
-        edge = max(0, block.stop - pattern.window - block.low)
-        distance = _distance(block, block.low, block.low + edge, scores.device)
-        scores[..., :edge].masked_fill_(distance >= pattern.window, -torch.inf)
-    reach = 1 if pattern.causal else pattern.window
-    if reach is not None:
-        edge = min(max(block.low, block.start + reach), block.high)
-        distance = _distance(block, edge, block.high, scores.device)
-        scores[..., edge - block.low :].masked_fill_(-distance >= reach, -torch.inf)
-    return torch.softmax(rows, dim=-1)
-
-
-def _distance(block: _Block, low: int, high: int, device: torch.device) -> Tensor:
-    """i − j of the block's queries and the keys [low, high), (Q, high − low)."""
-    i_Q = torch.arange(block.start, block.stop, device=device)
-    return i_Q.unsqueeze(1) - torch.arange(low, high, device=device)
-
-
-def _bias(slopes_H: Tensor, shape: torch.Size, block: _Block, pattern: Pattern) -> Tensor:
-    """ALiBi of one block, (g, M, Q or 1, L)."""
-    slopes_GM11 = slopes_H.view(shape[1], shape[2], 1, 1)[block.groups]
-    if not pattern.causal:
-        return -slopes_GM11 * _distance(block, block.low, block.high, slopes_H.device).abs()
-    # −slope·(i − j) = slope·j − slope·i, and the softmax does not see what is constant in a row: one row serves all queries.
-    return slopes_GM11 * torch.arange(
-        block.low - block.stop + 1, block.high - block.stop + 1, device=slopes_H.device
-    )
+    heads, repeats, tokens, _ = shape
+    window, causal = layer.pattern.window, layer.pattern.causal
+    key_bytes = repeats * layer.k_NTD.dtype.itemsize  # of one key's scores, for one query of each head
+    row_bytes = key_bytes * min(tokens, (window or tokens) + _QUERIES)
+    step = max(16, min(_QUERIES, _BLOCK_BYTES // row_bytes))
+    for start in range(0, tokens, step):
+        stop = min(tokens, start + step)
+        low = 0 if window is None else max(0, start - window + 1)
+        high = stop if causal else tokens if window is None else min(tokens, stop + window - 1)
+        at_once = max(1, _BLOCK_BYTES // ((stop - start) * key_bytes * (high - low)))
+        # Whole samples, or heads of one sample in equal parts, so that a block's heads are a run of one template.
+        if at_once >= layer.groups:
+            at_once -= at_once % layer.groups
+        else:
+            at_once = next(size for size in range(at_once, 0, -1) if layer.groups % size == 0)
+        for first in range(0, heads, at_once):
+            last = min(heads, first + at_once)
+            yield _Block(first=first, last=last, start=start, stop=stop, low=low, high=high)

@@ -4,8 +4,8 @@
     slot[i] = Σ_lane (level[lane · S + i] + L) · radix^lane        entry e stands at slot e mod S in lane e div S
 
 The definition is `quantise` and `pack` of the room above, in numpy; given the same uniforms this is equal to them bit by bit:
-float64 arithmetic in the same order, without fused multiply-add, and integers from there on. Uniforms are handed in: who draws them,
-and from where, is a matter of privacy.
+float64 arithmetic in the same order, without fused multiply-add, and integers from there on. Uniforms are handed in: who draws
+them, and from where, is a matter of privacy.
 
 Shape suffixes: P trained entries, K entries of the support, S slots.
 Bytes: 8·K (support) + 4·K (values) + 8·K (uniforms) + 8·S; plain operations on whole vectors move five times as much.
