@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 
 def test_kernels_equal_their_references() -> None:
-    assert len(CASES) == 5
+    assert len(CASES) == 6
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
     # Triton's interpreter uses what numpy has deprecated.
