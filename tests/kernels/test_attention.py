@@ -153,6 +153,16 @@ def test_a_query_depends_on_the_keys_that_it_sees_only(at: int, window: int, cau
     torch.testing.assert_close(after[1, :, at], before[1, :, at])
 
 
+@pytest.mark.parametrize("shape", [(0, 2, 5, 4), (1, 2, 0, 4)])
+@pytest.mark.parametrize("window", [None, 2])
+def test_nothing_to_attend_to(shape: tuple[int, ...], window: int | None) -> None:
+    q = torch.zeros(shape, requires_grad=True)
+    y = window_attention(q, q, q, window=window, slopes_H=slopes(2), scale=1.0)
+    y.sum().backward()
+    assert y.shape == shape
+    assert q.grad is not None
+
+
 def test_operands_in_any_layout_of_memory() -> None:
     """Heads usually come as views of (B, T, H, D)."""
     q, k, v, g = operands(2, 4, 2, 150, 8, torch.float64)

@@ -23,7 +23,8 @@ def operands(
     (dim, width, rank), experts, draws = sizes, len(counts), torch.Generator().manual_seed(0)
     shapes = [(sum(counts), dim), (experts, dim, width), (experts, dim, rank), (experts, rank, width)]
     leaves = [
-        (torch.randn(s, generator=draws, dtype=torch.float64) * s[-2] ** -0.5).to(dtype) for s in shapes
+        (torch.randn(s, generator=draws, dtype=torch.float64) * max(1, s[-2]) ** -0.5).to(dtype)
+        for s in shapes
     ]
     g_RN = torch.randn(sum(counts), width, generator=draws, dtype=torch.float64).to(dtype)
     return leaves, torch.tensor(counts).cumsum(0).to(torch.int32), g_RN
@@ -77,6 +78,17 @@ def test_gradients_of_what_needs_none_are_not_computed(needed: list[bool]) -> No
         assert (leaf.grad is not None) == wanted
         if leaf.grad is not None:
             torch.testing.assert_close(leaf.grad, gradient)
+
+
+def test_no_rows_give_gradients_of_zero() -> None:
+    leaves, ends_E, _ = operands([0, 0], (8, 16, 4), torch.float32)
+    inputs = [leaf.requires_grad_() for leaf in leaves]
+    y_RN, z_Rr = grouped_lora(*inputs, ends_E, 0.5)
+    assert (y_RN.shape, z_Rr.shape) == ((0, 16), (0, 4))
+    y_RN.sum().backward()
+    assert all(
+        leaf.grad is not None and leaf.grad.shape == leaf.shape and not leaf.grad.any() for leaf in inputs
+    )
 
 
 def test_a_sum_sends_an_expanded_gradient_back() -> None:

@@ -272,7 +272,7 @@ def _blocks(shape: torch.Size, layer: _Layer) -> Iterator[_Block]:
     heads, repeats, tokens, _ = shape
     window, causal = layer.pattern.window, layer.pattern.causal
     key_bytes = repeats * layer.k_NTD.dtype.itemsize  # of one key's scores, for one query of each head
-    row_bytes = key_bytes * min(tokens, (window or tokens) + _QUERIES)
+    row_bytes = key_bytes * max(1, min(tokens, (window or tokens) + _QUERIES))
     step = max(16, min(_QUERIES, _BLOCK_BYTES // row_bytes))
     for start in range(0, tokens, step):
         stop = min(tokens, start + step)

@@ -56,7 +56,7 @@ def grouped_outer_sum(x_RD: Tensor, g_RN: Tensor, ends_E: Tensor) -> Tensor:
     Returns:
         (E, D, N); zero for an expert without rows.
     """
-    if is_aligned(x_RD.dtype, x_RD.shape[-1], g_RN.shape[-1]):
+    if len(x_RD) and is_aligned(x_RD.dtype, x_RD.shape[-1], g_RN.shape[-1]):
         return F.grouped_mm(x_RD.t(), g_RN, offs=ends_E)
     return grouped_outer_sum_reference(x_RD, g_RN, ends_E)
 
