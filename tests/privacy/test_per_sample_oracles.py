@@ -73,8 +73,10 @@ class Dense:
         return linear("output", (weights @ value).transpose(-2, -3).flatten(-2))
 
     def experts(self, p: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
-        top = (x @ p[f"{name}.router"]).topk(self.config.top_k, dim=-1)
-        gates = torch.zeros_like(x @ p[f"{name}.router"]).scatter(-1, top.indices, top.values.softmax(-1))
+        # Not `topk`, which leaves open who wins where logits are equal.
+        values, indices = (x @ p[f"{name}.router"]).sort(dim=-1, descending=True, stable=True)
+        chosen, gates = slice(self.config.top_k), torch.zeros_like(values)
+        gates = gates.scatter(-1, indices[..., chosen], values[..., chosen].softmax(-1))
         every = x.unsqueeze(-3)  # (..., 1, T, D) against (E, D, N)
         inner = every @ p[f"{name}.gate_up"]
         adapted = "experts" in self.config.targets

@@ -32,7 +32,7 @@ def grouped_matmul(x_RD: Tensor, w_EDN: Tensor, ends_E: Tensor) -> Tensor:
     Guarantees:
         - Row r depends on x[r] and its expert's matrix only.
     """
-    if _aligned(x_RD.dtype, w_EDN.shape[-1], w_EDN.shape[-2]):
+    if is_aligned(x_RD.dtype, w_EDN.shape[-1], w_EDN.shape[-2]):
         return F.grouped_mm(x_RD, w_EDN, offs=ends_E)
     return grouped_matmul_reference(x_RD, w_EDN, ends_E)
 
@@ -56,7 +56,7 @@ def grouped_outer_sum(x_RD: Tensor, g_RN: Tensor, ends_E: Tensor) -> Tensor:
     Returns:
         (E, D, N); zero for an expert without rows.
     """
-    if _aligned(x_RD.dtype, x_RD.shape[-1], g_RN.shape[-1]):
+    if len(x_RD) and is_aligned(x_RD.dtype, x_RD.shape[-1], g_RN.shape[-1]):
         return F.grouped_mm(x_RD.t(), g_RN, offs=ends_E)
     return grouped_outer_sum_reference(x_RD, g_RN, ends_E)
 
@@ -66,7 +66,8 @@ def grouped_outer_sum_reference(x_RD: Tensor, g_RN: Tensor, ends_E: Tensor) -> T
     return torch.stack([x_RD[start:end].t() @ g_RN[start:end] for start, end in _spans(ends_E)])
 
 
-def _aligned(dtype: torch.dtype, *widths: int) -> bool:
+def is_aligned(dtype: torch.dtype, *widths: int) -> bool:
+    """Whether `torch.nn.functional.grouped_mm` takes rows of these widths."""
     return dtype in _FAST_TYPES and all(width * dtype.itemsize % _ALIGNMENT_BYTES == 0 for width in widths)
 
 
