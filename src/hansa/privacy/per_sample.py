@@ -62,8 +62,8 @@ def clipped_sum(
     Args:
         model: The model, its trained part at the point where gradients are wanted.
         layout: Order of the trained part.
-        features: (B, J, Z).
-        labels: (B,).
+        features: One record each along the first dimension: (B, J, Z) of a table, (B, T) tokens of a text.
+        labels: (B, ...).
         support_K: Positions that are trained in this round, ascending; None for all.
         clip_norm: ℓ₂ bound C of a sample's restricted gradient; None for no clipping (not private).
         loss: Gives one loss a sample; must not couple samples.
@@ -97,7 +97,7 @@ def clipped_sum(
     if clip_norm is not None:
         weights_B = clip_norm / (norms_B * _ROUNDING_ROOM).clamp(min=clip_norm)
     with torch.no_grad():
-        flat = _weighted_sum(tape, layout, weights_B.to(features.dtype))
+        flat = _weighted_sum(tape, layout, weights_B)
     return ClippedSum(sum_K=flat[positions], norms_B=norms_B.numpy(), dropped=0)
 
 
