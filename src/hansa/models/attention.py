@@ -28,14 +28,12 @@ class Mixing(Adapted):
         observer: Called with the weights, (B, H, Q, T), where a pass is looked at.
     """
 
-    slopes_H: Tensor | None
-
     def __init__(self, name: str, config: ModelConfig, layer: int) -> None:
         super().__init__(name, config)
         self.config, self.heads = config, config.heads
         self.window = config.window_of(layer)
-        slopes = alibi_slopes(config.heads) if config.position == "alibi" else None
-        self.register_buffer("slopes_H", slopes, persistent=False)
+        # no buffer, here and below: `model.to(torch.bfloat16)` would round slopes and angles
+        self.slopes_H = alibi_slopes(config.heads) if config.position == "alibi" else None
         self.observer: Callable[[Tensor], None] | None = None
 
     def add_linear(self, part: str, width_in: int, width_out: int) -> None:
@@ -49,12 +47,13 @@ class Mixing(Adapted):
         if self.observer is not None:
             self.observer(self.weights(q_BHQd, k_BGTd, scale))
         if self.config.causal:
+            slopes_H = None if self.slopes_H is None else self.slopes_H.to(q_BHQd.device)
             width = v_BGTd.shape[3]
             v_BGTd = torch.nn.functional.pad(
                 v_BGTd, (0, k_BGTd.shape[3] - width)
             )  # the kernel takes one width
             y_BHQd = window_attention(
-                q_BHQd, k_BGTd, v_BGTd, window=self.window, slopes_H=self.slopes_H, scale=scale
+                q_BHQd, k_BGTd, v_BGTd, window=self.window, slopes_H=slopes_H, scale=scale
             )[..., :width]
         else:
             y_BHQd = self.weights(q_BHQd, k_BGTd, scale).to(v_BGTd.dtype) @ self._spread(v_BGTd)
@@ -67,7 +66,7 @@ class Mixing(Adapted):
             t = torch.arange(k_BGTd.shape[2], device=scores.device)
             back_TT = t.unsqueeze(1) - t
             if self.slopes_H is not None:
-                scores = scores - self.slopes_H.to(scores.dtype).view(-1, 1, 1) * back_TT
+                scores = scores - self.slopes_H.to(scores).view(-1, 1, 1) * back_TT
             hidden_TT = (back_TT < 0) | (back_TT >= (self.window or k_BGTd.shape[2]))
             scores = scores.masked_fill(hidden_TT, float("-inf"))
         return torch.softmax(scores, dim=-1)
@@ -80,8 +79,6 @@ class Mixing(Adapted):
 
 class Attention(Mixing):
     """Grouped-query attention; keys and values of all tokens, queries of those asked for."""
-
-    frequencies: Tensor | None
 
     def __init__(self, name: str, config: ModelConfig, layer: int = 0) -> None:
         super().__init__(name, config, layer)
@@ -97,8 +94,7 @@ class Attention(Mixing):
                 width = self.width if per_head else heads * self.width
                 self.add_module(part, Norm(width, config.norm_epsilon, gain=True))
         rotated = config.position == "rope"
-        frequencies = rope_frequencies(self.width, config.rope_base, config.yarn) if rotated else None
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.frequencies = rope_frequencies(self.width, config.rope_base, config.yarn) if rotated else None
 
     def forward(self, x_BTD: Tensor, queries: int, tape: Tape | None) -> Tensor:
         """Attend from the first `queries` tokens: (B, T, D) -> (B, queries, D)."""

@@ -26,8 +26,6 @@ _EPSILON = (
 class LatentAttention(Mixing):
     """Attention of DeepSeek-V2 and V3 among the tokens of a text."""
 
-    frequencies: Tensor
-
     def __init__(self, name: str, config: ModelConfig, sizes: Latent, layer: int) -> None:
         super().__init__(name, config, layer)
         self.sizes = sizes
@@ -43,8 +41,7 @@ class LatentAttention(Mixing):
         self.latent_norm = Norm(sizes.kv_rank, _EPSILON, gain=True)
         self.add_linear("latent_up", sizes.kv_rank, self.heads * (sizes.plain_dim + sizes.value_dim))
         self.add_linear("output", self.heads * sizes.value_dim, config.dim)
-        frequencies = rope_frequencies(sizes.rope_dim, config.rope_base, config.yarn)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.frequencies = rope_frequencies(sizes.rope_dim, config.rope_base, config.yarn)
 
     def forward(self, x_BTD: Tensor, queries: int, tape: Tape | None) -> Tensor:
         """Attend from every token: (B, T, D) -> (B, T, D); a text has no use for `queries` below T."""

@@ -87,9 +87,9 @@ class TextTransformer(nn.Module):
 
 
 def is_wide(name: str) -> bool:
-    """Say whether a tensor keeps at least float32: adapters, router, gains, biases, slopes and angles."""
+    """Say whether a tensor keeps at least float32: adapters, router, gains and biases."""
     last = name.rpartition(".")[2]
-    return is_adapter(name) or last in {"router", "gain", "bias", "slopes_H", "frequencies"}
+    return is_adapter(name) or last in {"router", "gain", "bias"}
 
 
 def use_compute_type(model: TextTransformer, dtype: torch.dtype) -> None:
@@ -100,5 +100,5 @@ def use_compute_type(model: TextTransformer, dtype: torch.dtype) -> None:
     wide = torch.promote_types(dtype, torch.float32)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         kept = is_wide(name) or (name == "head" and model.config.head == "classes")
-        if tensor.is_floating_point() and not name.endswith("frequencies"):
+        if tensor.is_floating_point():
             tensor.data = tensor.data.to(wide if kept else dtype)
