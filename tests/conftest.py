@@ -40,6 +40,12 @@ def texts() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def public() -> ModuleType:
+    """Tiny models of the public families, by transformers."""
+    return _module("public_models")
+
+
+@pytest.fixture(scope="session")
 def tiny_study(tiny: ModuleType) -> "Study":
     from hansa.study import parse_study
 

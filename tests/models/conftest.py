@@ -1,9 +1,6 @@
 """Small models in float64 with every trained tensor away from its start, and the study that makes one."""
 
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -56,19 +53,6 @@ participants = 3
 def one_thread() -> None:
     """Work this small is slower on several threads, much slower on a busy machine."""
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def public() -> ModuleType:
-    """Tiny models of the public families, by transformers."""
-    spec = importlib.util.spec_from_file_location(
-        "public_models", Path(__file__).with_name("public_models.py")
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")
