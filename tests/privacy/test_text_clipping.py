@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hansa.models import adapters
 from hansa.models.objectives import class_loss, next_token_loss, preference_loss
 from hansa.models.tape import Tape
 from hansa.models.trainable import TrainableLayout
@@ -52,6 +53,20 @@ def check(
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def choose_form(monkeypatch: pytest.MonkeyPatch, merged: bool) -> None:
+    """Small adapters are merged into the experts' weights for a call; large ones are not."""
+    if not merged:
+        real = adapters.AdaptedExperts.forward
+
+        def forward(ctx: Any, x: Tensor, w: Tensor, *rest: Any) -> Tensor:
+            result: Tensor = real(ctx, x, w, *rest)
+            assert not ctx.merged
+            return result
+
+        monkeypatch.setattr(adapters, "_MERGED_TYPES", ())
+        monkeypatch.setattr(adapters.AdaptedExperts, "forward", staticmethod(forward))
+
+
 SHAPES: list[dict[str, Any]] = [
     {},
     {"position": "alibi", "window": 2, "full_every": 2},
@@ -60,9 +75,13 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.parametrize("merged", [True, False])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equals_a_loop_over_texts_tokens_heads_and_experts(texts: ModuleType, shape: dict[str, Any]) -> None:
+def test_equals_a_loop_over_texts_tokens_heads_and_experts(
+    texts: ModuleType, monkeypatch: pytest.MonkeyPatch, shape: dict[str, Any], merged: bool
+) -> None:
     """Grouped queries, windows, routed and shared experts, a dense block, adapters on all of them and on the router."""
+    choose_form(monkeypatch, merged)
     model = texts.text_model(**shape)
     layout = texts.layout_of(model, "head")
     endings = {slot.name.rpartition(".")[2] for slot in layout.slots}
@@ -80,7 +99,11 @@ def test_equals_a_loop_over_texts_tokens_heads_and_experts(texts: ModuleType, sh
     check(model, layout, text, text, next_token_loss, expected)
 
 
-def test_both_factors_are_clipped_together(texts: ModuleType) -> None:
+@pytest.mark.parametrize("merged", [True, False])
+def test_both_factors_are_clipped_together(
+    texts: ModuleType, monkeypatch: pytest.MonkeyPatch, merged: bool
+) -> None:
+    choose_form(monkeypatch, merged)
     model = texts.text_model(train_factor_A=True)
     layout = texts.layout_of(model, both_factors=True)
     firsts = [slot.name for slot in layout.slots if "factor_A" in slot.name]

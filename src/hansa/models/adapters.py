@@ -20,6 +20,9 @@ from hansa.kernels.grouped import grouped_matmul, grouped_outer_sum
 from hansa.kernels.segments import Segments
 from hansa.models.tape import DenseRecord, ExpertRecord, FeatureRecord, Record, Tape, spread_rows
 
+_MERGED_TYPES = (torch.float32, torch.float64)
+_SMALL_WEIGHT = 1 << 18  # numbers of a weight that are merged in less time than three more calls take
+
 
 def orthonormal_factor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """Draw the public factor A of an adapter.
@@ -70,16 +73,17 @@ class DenseFactor(torch.autograd.Function):
 class AdaptedExperts(torch.autograd.Function):
     """y[r] = x[r] (W + scale · A B)[expert(r)] with B trainable, A if wanted; the backward pass works like `DenseFactor`'s.
 
-    Where the experts are small, the adapter is merged into the weight once a call, and the product with A rides along in the same
-    grouped product: two passes over the rows instead of five. Merging costs 2·E·D·r·N FLOPs, which pays as soon as an expert has
-    more than D·N / (D + N) rows. A half-precision weight would swallow the small product, so it is never merged.
+    Where the experts are small or their rows many, the adapter is merged into the weight once a call, and the product with A rides
+    along in the same grouped product: two passes over the rows instead of five. Merging costs 2·E·D·r·N FLOPs, which pays as soon
+    as an expert has more than D·N / (D + N) rows. A half-precision weight would swallow the small product, so it is never merged.
     """
 
     @staticmethod
     def forward(ctx, x_RD, w_EDN, a_EDr, b_ErN, scale, names, rows, tape):  # type: ignore[no-untyped-def]  # noqa: D102
         E, D, N = w_EDN.shape
         a_EDr, b_ErN = a_EDr.to(x_RD.dtype), b_ErN.to(x_RD.dtype)
-        ctx.merged = w_EDN.dtype in (torch.float32, torch.float64) and len(x_RD) * (D + N) > E * D * N
+        pays = len(x_RD) * (D + N) > E * D * N or w_EDN.numel() <= _SMALL_WEIGHT
+        ctx.merged = pays and w_EDN.dtype in _MERGED_TYPES
         if ctx.merged:
             w_EDN = torch.baddbmm(w_EDN, a_EDr, b_ErN, alpha=scale)
             both = grouped_matmul(x_RD, torch.cat([w_EDN, a_EDr * scale], dim=2), rows.ends_E)
