@@ -104,7 +104,11 @@ def test_a_text_by_its_tokens(text_base: Path, tmp_path: Path) -> None:
     assert found["tokens"] == ["1", "2", "3", "4"]
     assert found["layers"][0]["experts"] is None
     assert len(found["output"]["likeliest"]) == 5
-    assert found["counterfactual"]["route_change"][0][:3] == [0, 0, 0]
+    assert (
+        max(found["counterfactual"]["route_change"][0][:3])
+        < 1e-5
+        < found["counterfactual"]["route_change"][0][3]
+    )
     assert "<svg" in plot.read_text()
     assert "one dense network" in run(*common)
 

@@ -129,3 +129,15 @@ def test_bfloat16_computes_the_sensitive_parts_in_float32(
         assert types[f"blocks.1.{part}"] == torch.bfloat16
     # one different expert for one token moves its logits, so the middle is compared, not the largest
     assert float((logits.float() - exact).abs().median()) < 0.1
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama-tied"])
+def test_a_head_of_classes_takes_the_place_of_the_language_models(
+    public: ModuleType, checkpoints: dict[str, Path], name: str
+) -> None:
+    model = load_checkpoint(checkpoints[name], classes=5, adapters=ModelConfig(targets=("attention",)))
+    language, tokens = load_checkpoint(checkpoints[name]), public.some_tokens()
+    assert model(tokens).shape == (3, 5)
+    assert not model.head.any()
+    assert model.head.dtype == torch.float32
+    torch.testing.assert_close(model.hidden(tokens), language.hidden(tokens))

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hansa.errors import InvalidValue
 from hansa.models import adapters
 from hansa.models.objectives import class_loss, next_token_loss, preference_loss
 from hansa.models.tape import Tape
@@ -179,6 +180,13 @@ def test_half_precision_records_give_a_bounded_sum(texts: ModuleType) -> None:
             model, layout, row[None], row[None], support_K=None, clip_norm=0.01, loss=next_token_loss
         )
         assert 0.0099 < np.linalg.norm(part.sum_K) <= 0.01
+
+
+def test_what_leaves_no_record_is_refused_and_never_trained_unclipped(texts: ModuleType) -> None:
+    model = texts.text_model()
+    layout, text = texts.layout_of(model, "embedding"), texts.some_text()
+    with pytest.raises(InvalidValue, match="embedding leaves no record"):
+        clipped_sum(model, layout, text, text, support_K=None, clip_norm=1.0, loss=next_token_loss)
 
 
 @pytest.mark.parametrize("extra", [(), ("head",)])

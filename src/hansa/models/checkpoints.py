@@ -32,6 +32,7 @@ def load_checkpoint(
     experts: str | None = None,
     dtype: torch.dtype = torch.float32,
     adapters: ModelConfig | None = None,
+    classes: int | None = None,
 ) -> TextTransformer:
     """Load a public checkpoint.
 
@@ -39,7 +40,8 @@ def load_checkpoint(
         folder: Folder with config.json and *.safetensors.
         experts: Which routed experts, such as "0-15" or "0-7,32"; None for all. Only their bytes are read. Groups are kept whole.
         dtype: Type of the frozen matrices; norms, router, biases and adapters are float32 (float64 with float64).
-        adapters: Takes `rank`, `alpha`, `targets`, `factor_seed` and `train_factor_A` from here; None for no adapters.
+        adapters: Takes the adapters' sizes and targets from here; None for no adapters.
+        classes: Number of classes of a head that takes the place of the checkpoint's, at zero; None for a language model.
 
     Returns:
         The model, evaluating, everything frozen but its adapters.
@@ -61,14 +63,9 @@ def load_checkpoint(
     family, full = read_config(read_json(folder / CONFIG))
     chosen = _choose(experts, full)
     config = full if experts is None else _with_experts(full, chosen)
-    if adapters is not None:
-        config = config.with_adapters(
-            rank=adapters.rank,
-            alpha=adapters.alpha,
-            targets=adapters.targets,
-            factor_seed=adapters.factor_seed,
-            train_factor_A=adapters.train_factor_A,
-        )
+    config = config.with_adapters_of(adapters)
+    if classes is not None:
+        config = replace(config, head="classes", classes=classes, tied=False)
     model = empty_model(config)
     with open_tensors(folder) as files:
         loader = _Loader(files, family, config, _choose(None, full), chosen)
@@ -87,9 +84,10 @@ def empty_model(config: ModelConfig) -> TextTransformer:
 
 
 def fill_model(model: TextTransformer, state: dict[str, Tensor]) -> None:
-    """Give a model without numbers its own; adapters' factors B that are not among them start at zero."""
+    """Give a model without numbers its own; factors B and a head of classes that are not among them start at zero."""
     missing = {name: tensor for name, tensor in model.state_dict().items() if name not in state}
-    zeros = {name: torch.zeros(t.shape) for name, t in missing.items() if name.endswith("_B")}
+    starts = ("_B", "head") if model.config.head == "classes" else ("_B",)
+    zeros = {name: torch.zeros(tensor.shape) for name, tensor in missing.items() if name.endswith(starts)}
     model.load_state_dict({**missing, **zeros, **state}, assign=True)
 
 
@@ -108,9 +106,9 @@ class _Loader:
         self._everyone, self._chosen = everyone, chosen
 
     def wanted(self, model: TextTransformer) -> Iterator[tuple[str, Tensor]]:
-        """Give the tensors that come from the checkpoint: all but the adapters."""
+        """Give the tensors that come from the checkpoint: all but the adapters and a head of classes."""
         for name, tensor in model.state_dict().items():
-            if not is_adapter(name):
+            if not (is_adapter(name) or (name == "head" and self._config.head == "classes")):
                 yield name, tensor
 
     def verify(self, model: TextTransformer) -> None:

@@ -174,6 +174,15 @@ class ModelConfig:
         }
         return cls(**(sizes | changes))
 
-    def with_adapters(self, **changes: Any) -> "ModelConfig":
-        """Give the same model with other adapters: `rank`, `alpha`, `targets`, `factor_seed`, `train_factor_A`."""
-        return replace(self, **changes)
+    def with_adapters_of(self, other: "ModelConfig | None") -> "ModelConfig":
+        """Give the same model with the adapters of another configuration; without any for None."""
+        if other is None:
+            return replace(self, targets=())
+        return replace(
+            self,
+            rank=other.rank,
+            alpha=other.alpha,
+            targets=other.targets,
+            factor_seed=other.factor_seed,
+            train_factor_A=other.train_factor_A,
+        )

@@ -114,8 +114,8 @@ def sources_of(family: str, name: str, dimensions: int, experts: tuple[int, ...]
 
 
 def is_ignored(family: str, key: str, config: ModelConfig) -> bool:
-    """Say whether a key has no place in our model by design: rotary tables, a tied head, blocks that predict further tokens."""
-    if key == "lm_head.weight" and config.tied:
+    """Say whether a key has no place in our model by design: rotary tables, another head, blocks that predict further tokens."""
+    if key == "lm_head.weight" and (config.tied or config.head == "classes"):
         return True
     if key.endswith(".rotary_emb.inv_freq"):
         return True

@@ -75,7 +75,7 @@ def load_gguf(
     Args:
         path: A .gguf file.
         dtype: Type of the matrices; norms and adapters are float32.
-        adapters: Takes `rank`, `alpha`, `targets` and `factor_seed` from here; None for no adapters.
+        adapters: Takes the adapters' sizes and targets from here; None for no adapters.
 
     Returns:
         The model, evaluating, everything frozen but its adapters.
@@ -86,16 +86,8 @@ def load_gguf(
             shape.
     """
     reader = _open(path)
-    config = _config(reader.fields)
-    if adapters is not None:
-        config = config.with_adapters(
-            rank=adapters.rank,
-            alpha=adapters.alpha,
-            targets=adapters.targets,
-            factor_seed=adapters.factor_seed,
-        )
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    config = replace(config, tied="output.weight" not in tensors)
+    config = replace(_config(reader.fields), tied="output.weight" not in tensors).with_adapters_of(adapters)
     model = empty_model(config)
     widen: Callable[[Any, Any], Any] = importlib.import_module("gguf").quants.dequantize
     state: dict[str, Tensor] = {}

@@ -38,7 +38,7 @@ def upcycle(
         experts: Copies of the network a block.
         top_k: Experts that serve a token.
         seed: Public seed of the routers.
-        adapters: Takes `rank`, `alpha`, `targets` and `factor_seed` from here; None for no adapters.
+        adapters: Takes the adapters' sizes and targets from here; None for no adapters.
         keep_dense: First blocks that stay dense.
 
     Returns:
@@ -62,15 +62,7 @@ def upcycle(
         shared_expert_dim=0,
         score="softmax_after_top_k",
         route_scale=1.0,
-        targets=(),
-    )
-    if adapters is not None:
-        config = config.with_adapters(
-            rank=adapters.rank,
-            alpha=adapters.alpha,
-            targets=adapters.targets,
-            factor_seed=adapters.factor_seed,
-        )
+    ).with_adapters_of(adapters)
     draws = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
     for name, tensor in dense.state_dict().items():
