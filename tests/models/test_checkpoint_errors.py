@@ -1,5 +1,6 @@
 """A checkpoint that is not what it should be ends in an error that names what is wrong, and nothing of it is run."""
 
+import contextlib
 import json
 import pickle
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from hansa import errors
@@ -193,6 +196,8 @@ def test_an_index_without_a_map_is_named(shards: Path, text: str) -> None:
         {"rope_parameters": [1]},
         {"quantization_config": {"quant_method": "fp8"}},
         {"num_key_value_heads": 3},
+        {"head_dim": 7},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1.0}},
     ],
     ids=str,
 )
@@ -200,7 +205,13 @@ def test_a_foreign_config_names_the_key(folder: Path, values: dict[str, Any]) ->
     configure(folder, **values)
     with pytest.raises(errors.ForeignConfig) as caught:
         load_checkpoint(folder)
-    words = {"num_experts_per_tok": "top_k", "num_key_value_heads": "kv_heads", "rope_parameters": "r"}
+    words = {
+        "num_experts_per_tok": "top_k",
+        "num_key_value_heads": "kv_heads",
+        "num_attention_heads": "heads",
+        "rope_parameters": "r",
+        "head_dim": "width of 7",
+    }
     key = next(iter(values))
     assert words.get(key, key) in caught.value.message
 
@@ -222,3 +233,71 @@ def test_the_older_form_of_the_rotation_is_read_too(public: ModuleType, tmp_path
     rope["type"] = rope.pop("rope_type")
     path.write_text(json.dumps(values | {"rope_theta": theta, "rope_scaling": rope}))
     assert load_checkpoint(folder).config == new
+
+
+ODD = st.sampled_from(
+    [
+        None,
+        True,
+        -1,
+        0,
+        1,
+        3,
+        2**18,
+        2**63,
+        1e308,
+        0.5,
+        -1.5,
+        "",
+        "yarn",
+        "x" * 99,
+        [],
+        [1],
+        {},
+        {"rope_type": "yarn"},
+    ]
+)
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(data=st.data(), name=st.sampled_from(["qwen3", "mixtral", "deepseek-v2", "deepseek-v3"]))
+def test_whatever_a_config_says_it_loads_or_ends_in_a_named_error(
+    public: ModuleType, odd_folders: dict[str, Path], data: st.DataObject, name: str
+) -> None:
+    folder = odd_folders[name]
+    values = json.loads((folder / "config.good.json").read_text())
+    keys = data.draw(st.lists(st.sampled_from(sorted(values)), min_size=1, max_size=3))
+    odd = {key: data.draw(ODD, key) for key in keys}
+    if isinstance(values.get("rope_parameters"), dict) and data.draw(st.booleans()):
+        inner = data.draw(st.sampled_from(sorted(values["rope_parameters"])))
+        odd["rope_parameters"] = values["rope_parameters"] | {inner: data.draw(ODD, inner)}
+    (folder / "config.json").write_text(json.dumps(values | odd))
+    (folder / WEIGHTS).write_bytes((folder / "good.bytes").read_bytes())
+    with contextlib.suppress(errors.CheckpointError):
+        load_checkpoint(folder)(public.some_tokens(1, 1) * 0)
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(data=st.data())
+def test_whatever_a_file_holds_it_loads_or_ends_in_a_named_error(
+    odd_folders: dict[str, Path], data: st.DataObject
+) -> None:
+    folder = odd_folders["qwen3"]
+    (folder / "config.json").write_bytes((folder / "config.good.json").read_bytes())
+    whole = bytearray((folder / "good.bytes").read_bytes())
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, header - 1))] = data.draw(st.integers(0, 255))
+    (folder / WEIGHTS).write_bytes(whole[: data.draw(st.sampled_from([len(whole), header, header // 2]))])
+    with contextlib.suppress(errors.CheckpointError):
+        load_checkpoint(folder)
+
+
+@pytest.fixture(scope="module")
+def odd_folders(public: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    for name in ("qwen3", "mixtral", "deepseek-v2", "deepseek-v3"):
+        folder = folders[name] = public.save(name, tmp_path_factory.mktemp(name))
+        (folder / "config.good.json").write_bytes((folder / "config.json").read_bytes())
+        (folder / "good.bytes").write_bytes((folder / WEIGHTS).read_bytes())
+    return folders

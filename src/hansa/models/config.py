@@ -102,11 +102,18 @@ class ModelConfig:
                 raise InvalidValue(message)
 
     def _contradictions(self) -> list[tuple[bool, str]]:
-        kv = self.kv_heads or self.heads
+        kv = self.kv_heads or max(self.heads, 1)
+        turned = self.latent.rope_dim if self.latent else self.head_dim or self.dim // max(self.heads, 1)
         routed = self.dense_layers < self.layers
         unknown = sorted(set(self.targets) - set(TARGETS))
         in_groups = self.experts // max(self.groups, 1) * self.top_groups
         return [
+            (min(self.dim, self.heads) < 1, f"dim {self.dim} and heads {self.heads} are at least 1"),
+            (self.context < 1, f"context {self.context} is below 1"),
+            (routed and self.top_k < 1, f"top_k {self.top_k} is below 1"),
+            (self.groups < 1 or self.top_groups < 1, f"groups {self.groups} and top_groups are at least 1"),
+            (self.position == "rope" and bool(turned % 2), f"a rotated width of {turned} is odd"),
+            (not self.rope_base > 1, f"rope_base {self.rope_base} is not above 1"),
             (bool(self.heads % kv), f"heads {self.heads} is not a multiple of kv_heads {kv}"),
             (bool(unknown), f"unknown target {unknown[:1]}, known are {', '.join(TARGETS)}"),
             (routed and self.top_k > self.experts, f"top_k {self.top_k} is above experts {self.experts}"),

@@ -8,8 +8,18 @@ from hansa.errors import ForeignConfig, InvalidValue
 from hansa.models.config import Latent, ModelConfig, Yarn
 
 # Sizes beyond any published model: a foreign file must not make the loader build for hours.
-_MOST = {"num_hidden_layers": 1024, "vocab_size": 1 << 21, "hidden_size": 1 << 17}
-_MOST_OTHERS = 1 << 20
+_MOST = {
+    "num_hidden_layers": 1024,
+    "vocab_size": 1 << 21,
+    "hidden_size": 1 << 17,
+    "num_attention_heads": 1 << 12,
+    "num_experts": 1 << 14,
+    "num_local_experts": 1 << 14,
+    "n_routed_experts": 1 << 14,
+    "max_position_embeddings": 1 << 24,
+    "original_max_position_embeddings": 1 << 24,
+}
+_MOST_OTHERS = 1 << 18
 
 
 class Reader:
@@ -76,8 +86,6 @@ def _common(reader: Reader) -> dict[str, Any]:
     reader.expect("clip_qkv", None)
     reader.expect("quantization_config", None)
     heads = reader.size("num_attention_heads")
-    if not heads:
-        raise ForeignConfig("config.json: num_attention_heads is 0")
     rope_base, yarn = _rope(reader)
     return {
         "dim": reader.size("hidden_size"),
@@ -115,13 +123,15 @@ def _rope(reader: Reader) -> tuple[float, Yarn | None]:
     rope.expect("attention_factor", None)
     rope.expect("truncate", True, None)
     original = rope.size("original_max_position_embeddings")
+    if not original:
+        raise ForeignConfig("config.json: original_max_position_embeddings is 0")
     context = reader.size("max_position_embeddings", original)
     weights = {
         key: 0.0 if not rope.values.get(key) else rope.number(key, 1.0)
         for key in ("mscale", "mscale_all_dim")
     }
     return base, Yarn(
-        factor=rope.number("factor", context / max(original, 1)),
+        factor=rope.number("factor", context / original),
         original_context=original,
         beta_fast=rope.number("beta_fast", 32.0),
         beta_slow=rope.number("beta_slow", 1.0),

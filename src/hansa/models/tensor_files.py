@@ -156,7 +156,7 @@ def _index(path: Path) -> dict[str, str]:
     for key, name in places.items():
         if name.endswith(_PICKLES):
             raise PickleRefused(f"{path.name} puts {key} into {name}, which is pickled")
-        if (
+        if (  # links are followed: a download cache keeps every file behind one
             name != Path(name).name
             or "\\" in name
             or name.startswith(".")
