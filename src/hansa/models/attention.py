@@ -98,8 +98,8 @@ class Attention(Mixing):
 
     def forward(self, x_BTD: Tensor, queries: int, tape: Tape | None) -> Tensor:
         """Attend from the first `queries` tokens: (B, T, D) -> (B, queries, D)."""
-        query = self.get_submodule("query")(x_BTD[:, :queries], tape)
-        key, value = (self.get_submodule(part)(x_BTD, tape) for part in ("key", "value"))
+        query = self.get_submodule("query")(x_BTD[:, :queries], tape=tape)
+        key, value = (self.get_submodule(part)(x_BTD, tape=tape) for part in ("key", "value"))
         if self.config.qk_norm == "width":
             query, key = self.get_submodule("query_norm")(query), self.get_submodule("key_norm")(key)
         query, key, value = (
@@ -111,5 +111,7 @@ class Attention(Mixing):
         if self.frequencies is not None:
             size = rope_size(self.config.yarn)
             query, key = (rotate(y, self.frequencies, size, interleaved=False) for y in (query, key))
-        output: Tensor = self.get_submodule("output")(self.mix(query, key, value, self.width**-0.5), tape)
+        output: Tensor = self.get_submodule("output")(
+            self.mix(query, key, value, self.width**-0.5), tape=tape
+        )
         return output

@@ -44,7 +44,7 @@ class Block(nn.Module):
         """(B, T, D) -> (B, queries, D)."""
         x_BQD = x_BTD[:, :queries] + self.attention(self.attention_norm(x_BTD), queries, tape)
         network = self.experts if self.routed else self.dense
-        result: Tensor = x_BQD + network(self.experts_norm(x_BQD), tape)
+        result: Tensor = x_BQD + network(self.experts_norm(x_BQD), tape=tape)
         return result
 
 

@@ -47,16 +47,16 @@ class LatentAttention(Mixing):
         """Attend from every token: (B, T, D) -> (B, T, D); a text has no use for `queries` below T."""
         sizes = self.sizes
         if sizes.query_rank:
-            latent = self.query_norm(self.get_submodule("query_down")(x_BTD, tape))
-            q_BTD = self.get_submodule("query_up")(latent, tape)
+            latent = self.query_norm(self.get_submodule("query_down")(x_BTD, tape=tape))
+            q_BTD = self.get_submodule("query_up")(latent, tape=tape)
         else:
-            q_BTD = self.get_submodule("query")(x_BTD, tape)
+            q_BTD = self.get_submodule("query")(x_BTD, tape=tape)
         q_BHTd = q_BTD.unflatten(2, (self.heads, -1)).transpose(1, 2)
         q_plain, q_rope = q_BHTd.split([sizes.plain_dim, sizes.rope_dim], dim=3)
 
-        down = self.get_submodule("latent_down")(x_BTD, tape)
+        down = self.get_submodule("latent_down")(x_BTD, tape=tape)
         latent, k_rope = down.split([sizes.kv_rank, sizes.rope_dim], dim=2)
-        up = self.get_submodule("latent_up")(self.latent_norm(latent), tape)
+        up = self.get_submodule("latent_up")(self.latent_norm(latent), tape=tape)
         up_BHTd = up.unflatten(2, (self.heads, -1)).transpose(1, 2)
         k_plain, value = up_BHTd.split([sizes.plain_dim, sizes.value_dim], dim=3)
 
@@ -65,5 +65,7 @@ class LatentAttention(Mixing):
         k_rope = rotate(k_rope.unsqueeze(1), self.frequencies, size, interleaved=True)
         query = torch.cat([q_plain, q_rope], dim=3)
         key = torch.cat([k_plain, k_rope.expand(-1, self.heads, -1, -1)], dim=3)
-        output: Tensor = self.get_submodule("output")(self.mix(query, key, value, self.softmax_scale), tape)
+        output: Tensor = self.get_submodule("output")(
+            self.mix(query, key, value, self.softmax_scale), tape=tape
+        )
         return output

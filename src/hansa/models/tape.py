@@ -104,7 +104,7 @@ class FeatureRecord:
     used_JZ: Tensor
 
     def square_norms(self, mask: Tensor | None) -> Tensor:  # noqa: D102
-        z2, g2 = self.z_BJZ.double().square(), self.g_BJN.double().square()
+        z2, g2 = self.z_BJZ.double().square() * self.used_JZ, self.g_BJN.double().square()
         if mask is None:
             return (z2.sum(2) * g2.sum(2)).sum(1)
         mask_JZN = spread_rows(mask.double(), self.used_JZ)
