@@ -1,4 +1,4 @@
-"""Fixtures of the tiny consortium, whose parts stand in tiny_consortium.py beside this file."""
+"""Fixtures of the tiny consortium and of small text models, whose parts stand in files beside this one."""
 
 import importlib.util
 import sys
@@ -15,12 +15,9 @@ if TYPE_CHECKING:
     from hansa.study import Study
 
 
-@pytest.fixture(scope="session")
-def tiny() -> ModuleType:
-    """The parts of the tiny consortium; loaded on demand, for they bring torch and Flower along."""
-    spec = importlib.util.spec_from_file_location(
-        "tiny_consortium", Path(__file__).with_name("tiny_consortium.py")
-    )
+def _module(name: str) -> ModuleType:
+    """Load a file beside this one, on demand, for it brings torch along."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -28,6 +25,24 @@ def tiny() -> ModuleType:
     spec.loader.exec_module(module)
     module.torch.set_num_threads(1)
     return module
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    """The parts of the tiny consortium."""
+    return _module("tiny_consortium")
+
+
+@pytest.fixture(scope="session")
+def texts() -> ModuleType:
+    """Small text models and their oracle."""
+    return _module("text_models")
+
+
+@pytest.fixture(scope="session")
+def public() -> ModuleType:
+    """Tiny models of the public families, by transformers."""
+    return _module("public_models")
 
 
 @pytest.fixture(scope="session")

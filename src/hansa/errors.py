@@ -10,6 +10,10 @@ Error
 │   ├── DataFileMissing, ChecksumMismatch
 │   ├── MissingColumn, DuplicateColumn, NonNumericColumn, InvalidLabel
 │   └── PartitionImpossible
+├── CheckpointError               exit 65   a model's files are not what they should be; nothing was loaded
+│   ├── CheckpointFileMissing (exit 66), PickleRefused, UnsafeCheckpointPath, CheckpointDamaged, ForeignConfig
+│   └── CheckpointKeyMissing, UnexpectedCheckpointKey, CheckpointShapeMismatch, CheckpointTypeMismatch
+├── ExtraMissing                  exit 78   a package of an optional extra is not installed
 ├── PolicyRefusal                 exit 3    a participant refuses; nothing was spent
 │   └── BudgetExhausted, LedgerDamaged, LayerMissing, UnknownStudy, CohortBelowPolicy, ReleaseNotAgreed
 ├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
@@ -178,6 +182,89 @@ class PartitionImpossible(DataError):
 
     code = "partition_impossible"
     default_hint = "ask for fewer participants or a lower floor of rows"
+
+
+# -- models ----------------------------------------------------------------------------------------------
+
+
+class CheckpointError(Error):
+    """A model's files are not what they should be. Nothing was loaded."""
+
+    code = "checkpoint"
+    exit_status = 65
+    default_hint = "fetch the checkpoint again from its source and compare the checksums"
+
+
+class CheckpointFileMissing(CheckpointError):
+    """The folder of a checkpoint, its config.json or a file that its index names cannot be read."""
+
+    code = "checkpoint_file_missing"
+    exit_status = 66
+    default_hint = "give a folder with config.json and *.safetensors"
+
+
+class PickleRefused(CheckpointError):
+    """The weights are in a format that runs code when it is read."""
+
+    code = "pickle_refused"
+    default_hint = (
+        "convert the weights to safetensors on a machine that you can lose; hansa never reads pickle"
+    )
+
+
+class UnsafeCheckpointPath(CheckpointError):
+    """The index of a checkpoint names a file outside of its folder."""
+
+    code = "unsafe_checkpoint_path"
+    default_hint = "do not use this checkpoint; its index was tampered with"
+
+
+class CheckpointDamaged(CheckpointError):
+    """A file of a checkpoint is cut short or is not in the format that its name says."""
+
+    code = "checkpoint_damaged"
+
+
+class ForeignConfig(CheckpointError):
+    """The config.json describes a model that hansa does not compute."""
+
+    code = "foreign_config"
+    default_hint = "mixtral, olmoe, qwen3_moe, deepseek_v2, deepseek_v3 and llama are known, in the forms that were published"
+
+
+class CheckpointKeyMissing(CheckpointError):
+    """A tensor that the configuration asks for is not in the checkpoint."""
+
+    code = "checkpoint_key_missing"
+
+
+class UnexpectedCheckpointKey(CheckpointError):
+    """The checkpoint holds a tensor that the configuration has no place for."""
+
+    code = "unexpected_checkpoint_key"
+    default_hint = "the weights and config.json belong to different models"
+
+
+class CheckpointShapeMismatch(CheckpointError):
+    """A tensor of the checkpoint has another shape than the configuration says."""
+
+    code = "checkpoint_shape_mismatch"
+    default_hint = "the weights and config.json belong to different models"
+
+
+class CheckpointTypeMismatch(CheckpointError):
+    """A tensor of the checkpoint is not of a floating-point type that hansa computes with."""
+
+    code = "checkpoint_type_mismatch"
+    default_hint = "convert quantised weights to bfloat16 first"
+
+
+class ExtraMissing(Error):
+    """A package of an optional extra is not installed."""
+
+    code = "extra_missing"
+    exit_status = 78
+    default_hint = "pip install 'hansa[llm]'"
 
 
 # -- policy ----------------------------------------------------------------------------------------------

@@ -106,7 +106,16 @@ def test_the_last_block_computes_the_class_token_only_and_the_same(
 
 @pytest.mark.parametrize(
     "changes",
-    [{"shared_expert_dim": 0}, {"targets": ()}, {"targets": ("attention",)}, {"experts": 1, "top_k": 1}],
+    [
+        {"shared_expert_dim": 0},
+        {"targets": ()},
+        {"targets": ("attention",)},
+        {"experts": 1, "top_k": 1},
+        {"targets": ("attention", "router", "experts", "shared")},
+        {"kv_heads": 1, "qk_norm": "head", "norm_gain": True, "head_dim": 8},
+        {"score": "sigmoid", "groups": 4, "top_groups": 2, "select_bias": True, "route_scale": 2.5},
+        {"dense_layers": 1, "dense_dim": 8, "targets": ("dense", "experts"), "checkpointing": True},
+    ],
     ids=str,
 )
 def test_every_configuration_computes(small_model: Maker, small_rows: Rows, changes: dict[str, Any]) -> None:

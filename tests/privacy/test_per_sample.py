@@ -81,6 +81,8 @@ def test_equals_a_loop_over_single_samples(
         {"targets": ("attention",)},
         {"targets": ("experts",)},
         {"targets": ()},
+        {"targets": ("router",)},
+        {"targets": ("attention", "router", "experts", "shared")},
         {"trained": ()},
         {"trained": ("head",)},
         {"trained": ("embedding", "class_token")},

@@ -1,7 +1,7 @@
 """LoRA with a frozen public factor: y = x W + scale · (x A) B, where only B is trained.
 
-Only one factor moves, so a sum of updates over participants is exact: mean(A B_i) = A mean(B_i). With both factors trained the
-mean of the products is not the product of the means, and noise on both multiplies.
+Only one factor moves in a study, so a sum of updates over participants is exact: mean(A B_i) = A mean(B_i). With both factors
+trained the mean of the products is not the product of the means, and noise on both multiplies. Outside of studies A may be trained.
 Source: Sun et al. 2024, "Improving LoRA in Privacy-preserving Federated Learning" (FFA-LoRA), section 4; here A is orthonormal,
 so that every direction of B has the same gain.
 
@@ -19,6 +19,9 @@ from hansa import labels
 from hansa.kernels.grouped import grouped_matmul, grouped_outer_sum
 from hansa.kernels.segments import Segments
 from hansa.models.tape import DenseRecord, ExpertRecord, FeatureRecord, Record, Tape, spread_rows
+
+_MERGED_TYPES = (torch.float32, torch.float64)
+_SMALL_WEIGHT = 1 << 18  # numbers of a weight that are merged in less time than three more calls take
 
 
 def orthonormal_factor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -56,51 +59,59 @@ class DenseFactor(torch.autograd.Function):
     def forward(ctx, z_BTZ, w_ZN, name, tape):  # type: ignore[no-untyped-def]  # noqa: D102
         ctx.save_for_backward(z_BTZ, w_ZN)
         ctx.name, ctx.tape = name, tape
-        return z_BTZ @ w_ZN
+        return z_BTZ @ w_ZN.to(z_BTZ.dtype)
 
     @staticmethod
     def backward(ctx, g_BTN):  # type: ignore[no-untyped-def]  # noqa: D102
         z_BTZ, w_ZN = ctx.saved_tensors
         record = DenseRecord(name=ctx.name, z_BTZ=z_BTZ.detach(), g_BTN=g_BTN)
-        grad_z = g_BTN @ w_ZN.t() if ctx.needs_input_grad[0] else None
+        grad_z = g_BTN @ w_ZN.to(g_BTN.dtype).t() if ctx.needs_input_grad[0] else None
         grad_w = _leave(ctx.tape, record, g_BTN.new_ones(len(g_BTN))) if ctx.needs_input_grad[1] else None
         return grad_z, grad_w, None, None
 
 
 class AdaptedExperts(torch.autograd.Function):
-    """y[r] = x[r] (W + scale · A B)[expert(r)] with B trainable; the backward pass works like `DenseFactor`'s.
+    """y[r] = x[r] (W + scale · A B)[expert(r)] with B trainable, A if wanted; the backward pass works like `DenseFactor`'s.
 
-    The experts here are small, so the adapter is merged into the weight once a call, and the product with A rides along in the same
-    grouped product: two passes over the rows instead of five. Merging costs 2·E·D·r·N FLOPs, which pays as soon as an expert has
-    more than D·N / (D + N) rows.
+    Where the experts are small or their rows many, the adapter is merged into the weight once a call, and the product with A rides
+    along in the same grouped product: two passes over the rows instead of five. Merging costs 2·E·D·r·N FLOPs, which pays as soon
+    as an expert has more than D·N / (D + N) rows. A half-precision weight would swallow the small product, so it is never merged.
     """
 
     @staticmethod
-    def forward(ctx, x_RD, w_EDN, a_EDr, b_ErN, scale, name, rows, tape):  # type: ignore[no-untyped-def]  # noqa: D102
-        merged_EDN = torch.baddbmm(w_EDN, a_EDr, b_ErN, alpha=scale)
-        both = grouped_matmul(x_RD, torch.cat([merged_EDN, a_EDr * scale], dim=2), rows.ends_E)
-        y_RN, z_Rr = torch.split(both, [w_EDN.shape[2], a_EDr.shape[2]], dim=1)
-        ctx.save_for_backward(x_RD if ctx.needs_input_grad[1] else None, z_Rr.contiguous(), merged_EDN)
-        ctx.name, ctx.rows, ctx.tape = name, rows, tape
+    def forward(ctx, x_RD, w_EDN, a_EDr, b_ErN, scale, names, rows, tape):  # type: ignore[no-untyped-def]  # noqa: D102
+        E, D, N = w_EDN.shape
+        a_EDr, b_ErN = a_EDr.to(x_RD.dtype), b_ErN.to(x_RD.dtype)
+        pays = len(x_RD) * (D + N) > E * D * N or w_EDN.numel() <= _SMALL_WEIGHT
+        ctx.merged = pays and w_EDN.dtype in _MERGED_TYPES
+        if ctx.merged:
+            w_EDN = torch.baddbmm(w_EDN, a_EDr, b_ErN, alpha=scale)
+            both = grouped_matmul(x_RD, torch.cat([w_EDN, a_EDr * scale], dim=2), rows.ends_E)
+            y_RN, z_Rr = torch.split(both, [N, a_EDr.shape[2]], dim=1)
+        else:
+            z_Rr = grouped_matmul(x_RD, a_EDr, rows.ends_E) * scale
+            y_RN = grouped_matmul(x_RD, w_EDN, rows.ends_E) + grouped_matmul(z_Rr, b_ErN, rows.ends_E)
+        x_kept = x_RD if ctx.needs_input_grad[1] or ctx.needs_input_grad[2] else None
+        ctx.save_for_backward(x_kept, z_Rr.contiguous(), w_EDN, a_EDr, b_ErN)
+        ctx.scale, ctx.names, ctx.rows, ctx.tape = scale, names, rows, tape
         return y_RN.contiguous()
 
     @staticmethod
     def backward(ctx, g_RN):  # type: ignore[no-untyped-def]  # noqa: D102
-        x_RD, z_Rr, merged_EDN = ctx.saved_tensors
+        x_RD, z_Rr, w_EDN, a_EDr, b_ErN = ctx.saved_tensors
         g_RN, rows = g_RN.contiguous(), ctx.rows
-        grad_x = grouped_matmul(g_RN, merged_EDN.transpose(1, 2).contiguous(), rows.ends_E)
-        grad_w = None if x_RD is None else grouped_outer_sum(x_RD.contiguous(), g_RN, rows.ends_E)
-        record = ExpertRecord(
-            name=ctx.name,
-            z_RZ=z_Rr.detach(),
-            g_RN=g_RN,
-            sample_R=rows.sample_R,
-            samples=rows.samples,
-            segments=rows.segments,
-            ends_E=rows.ends_E,
-        )
-        grad_b = _leave(ctx.tape, record, g_RN.new_ones(rows.samples)) if ctx.needs_input_grad[3] else None
-        return grad_x, grad_w, None, grad_b, None, None, None, None
+        grad_x = grouped_matmul(g_RN, w_EDN.transpose(1, 2).contiguous(), rows.ends_E)
+        if ctx.needs_input_grad[2] or not ctx.merged:
+            u_Rr = grouped_matmul(g_RN, b_ErN.transpose(1, 2).contiguous(), rows.ends_E) * ctx.scale
+        if not ctx.merged:
+            grad_x = grad_x + grouped_matmul(u_Rr, a_EDr.transpose(1, 2).contiguous(), rows.ends_E)
+        grad_w = grouped_outer_sum(x_RD.contiguous(), g_RN, rows.ends_E) if ctx.needs_input_grad[1] else None
+        grad_a = grad_b = None
+        if ctx.needs_input_grad[3]:
+            grad_b = _leave_rows(ctx.tape, ctx.names[1], z_Rr.detach(), g_RN, rows)
+        if ctx.needs_input_grad[2]:
+            grad_a = _leave_rows(ctx.tape, ctx.names[0], x_RD.contiguous().detach(), u_Rr, rows)
+        return grad_x, grad_w, grad_a, grad_b, None, None, None, None
 
 
 class FeatureFactor(torch.autograd.Function):
@@ -118,6 +129,19 @@ class FeatureFactor(torch.autograd.Function):
         record = FeatureRecord(name=ctx.name, z_BJZ=z_BJZ.detach(), g_BJN=g_BJN, used_JZ=used_JZ)
         grad_w = _leave(ctx.tape, record, g_BJN.new_ones(len(g_BJN))) if ctx.needs_input_grad[1] else None
         return None, grad_w, None, None, None
+
+
+def _leave_rows(tape: Tape | None, name: str, z_RZ: Tensor, g_RN: Tensor, rows: Rows) -> Tensor | None:
+    record = ExpertRecord(
+        name=name,
+        z_RZ=z_RZ,
+        g_RN=g_RN,
+        sample_R=rows.sample_R,
+        samples=rows.samples,
+        segments=rows.segments,
+        ends_E=rows.ends_E,
+    )
+    return _leave(tape, record, g_RN.new_ones(rows.samples))
 
 
 def _leave(tape: Tape | None, record: Record, ones_B: Tensor) -> Tensor | None:
@@ -141,12 +165,12 @@ def adapted_experts(
     b_ErN: Tensor,
     *,
     scale: float,
-    name: str,
+    names: tuple[str, str],
     rows: Rows,
     tape: Tape | None,
 ) -> Tensor:
-    """Apply each row's expert with its adapter: (R, D) -> (R, N)."""
-    result: Tensor = AdaptedExperts.apply(x_RD, w_EDN, a_EDr, b_ErN, scale, name, rows, tape)  # type: ignore[no-untyped-call]
+    """Apply each row's expert with its adapter, whose factors A and B are called `names`: (R, D) -> (R, N)."""
+    result: Tensor = AdaptedExperts.apply(x_RD, w_EDN, a_EDr, b_ErN, scale, names, rows, tape)  # type: ignore[no-untyped-call]
     return result
 
 

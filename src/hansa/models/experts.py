@@ -1,4 +1,4 @@
-"""Routed experts with adapters: a dropless top-k mixture of SwiGLU experts, and one shared expert.
+"""Routed experts with adapters: a dropless top-k mixture of SwiGLU experts, and shared experts that serve every token.
 
     y[t] = shared(x[t]) + Σ_k gate[t,k] · W_down[e] (silu(W_gate[e] x[t]) ∘ W_up[e] x[t]),   e = expert k of token t
 
@@ -8,104 +8,109 @@ Shazeer 2020, "GLU Variants Improve Transformer" (SwiGLU).
 Shape suffixes: B samples, T tokens, D model width, E experts, K chosen experts, F expert width, R = B·T·K rows, r rank.
 """
 
+from collections.abc import Callable
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hansa.kernels.grouped import grouped_matmul
-from hansa.kernels.routing import Routing, route
+from hansa.kernels.routing import Routing
 from hansa.kernels.segments import find_segments
-from hansa.models.adapters import Rows, adapted_experts, orthonormal_factor
+from hansa.models.adapters import Rows, adapted_experts
 from hansa.models.config import ModelConfig
+from hansa.models.linear import Adapted, swiglu
+from hansa.models.norms import widened
+from hansa.models.router import chosen_experts, route_tokens
 from hansa.models.tape import Tape
 
 
-class Experts(nn.Module):
+class Experts(Adapted):
     """The expert layer of a block.
+
+    Attributes:
+        observer: Called with the chosen experts and their gates, (B·T, K) each, where a pass is looked at.
 
     Guarantees:
         - A sample's output depends on that sample only: routing is dropless and no statistic spans the batch.
     """
 
-    factor_A_in: Tensor
-    factor_A_down: Tensor
+    bias: Tensor | None
 
     def __init__(self, name: str, config: ModelConfig) -> None:
-        super().__init__()
-        self.name, self.top_k = name, config.top_k
-        D, E, F_, r = config.dim, config.experts, config.expert_dim, config.rank
-        self.scale = config.alpha / r
+        super().__init__(name, config)
+        self.config, self.top_k = config, config.top_k
+        D, E, F_ = config.dim, config.experts, config.expert_dim
         self.router = nn.Parameter(torch.randn(D, E) * D**-0.5)
+        self.register_buffer("bias", torch.zeros(E) if config.select_bias else None)
         self.gate_up = nn.Parameter(torch.randn(E, D, 2 * F_) * D**-0.5)
         self.down = nn.Parameter(torch.randn(E, F_, D) * F_**-0.5)
         self.shared = config.shared_expert_dim > 0
         if self.shared:
-            self.shared_gate_up = nn.Parameter(torch.randn(D, 2 * config.shared_expert_dim) * D**-0.5)
-            self.shared_down = nn.Parameter(
-                torch.randn(config.shared_expert_dim, D) * config.shared_expert_dim**-0.5
-            )
+            S = config.shared_expert_dim
+            self.shared_gate_up = nn.Parameter(torch.randn(D, 2 * S) * D**-0.5)
+            self.shared_down = nn.Parameter(torch.randn(S, D) * S**-0.5)
         self.adapted = "experts" in config.targets
         if self.adapted:
-            factor_in = orthonormal_factor(f"{name}.gate_up", (E, D, r), config.factor_seed)
-            factor_down = orthonormal_factor(f"{name}.down", (E, F_, r), config.factor_seed)
-            self.register_buffer("factor_A_in", factor_in, persistent=False)
-            self.register_buffer("factor_A_down", factor_down, persistent=False)
-            self.gate_up_B = nn.Parameter(torch.zeros(E, r, 2 * F_))
-            self.down_B = nn.Parameter(torch.zeros(E, r, D))
+            self.add_site("gate_up", "factor_A_in", "gate_up_B", f"{name}.gate_up", config)
+            self.add_site("down", "factor_A_down", "down_B", f"{name}.down", config)
+        if "router" in config.targets:
+            self.add_site("router", "factor_A_router", "router_B", f"{name}.router", config)
+        if self.shared and "shared" in config.targets:
+            self.add_site(
+                "shared_gate_up", "factor_A_shared_in", "shared_gate_up_B", f"{name}.shared_gate_up", config
+            )
+            self.add_site(
+                "shared_down", "factor_A_shared_down", "shared_down_B", f"{name}.shared_down", config
+            )
         self.balance_loss: Tensor | None = None
+        self.observer: Callable[[Tensor, Tensor], None] | None = None
 
     def forward(self, x_BTD: Tensor, tape: Tape | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         batch, tokens, dim = x_BTD.shape
         x_TD = x_BTD.reshape(-1, dim)
-        logits_TE = x_TD @ self.router
-        routing = route(logits_TE, self.top_k)
-        sample_R = routing.token_R // tokens
+        logits_TE = self._logits(x_BTD, tape).flatten(0, 1)
+        routing = route_tokens(logits_TE, self.config, self.bias)
+        sample_R = routing.token_R // max(tokens, 1)
         rows = Rows(
             ends_E=routing.ends_E,
             sample_R=sample_R,
             samples=batch,
             segments=find_segments(routing.expert_R, sample_R),
         )
-        y_RD = self._serve(x_TD[routing.token_R], rows, tape)
+        if self.observer is not None:
+            self.observer(chosen_experts(routing, self.top_k), routing.gates_TK)
+        h_RF = swiglu(self._serve(x_TD[routing.token_R], "gate_up", rows, tape))
+        y_RD = self._serve(h_RF, "down", rows, tape)
         y_TKD = y_RD[routing.inverse_R].view(-1, self.top_k, dim)
-        y_TD = torch.bmm(routing.gates_TK.unsqueeze(1), y_TKD).squeeze(1)
+        y_TD = torch.bmm(routing.gates_TK.to(y_TKD.dtype).unsqueeze(1), y_TKD).squeeze(1)
+        y_BTD = y_TD.view(batch, tokens, dim)
         if self.shared:
-            y_TD = y_TD + _swiglu(x_TD @ self.shared_gate_up) @ self.shared_down
+            h_BTS = swiglu(self.map(x_BTD, "shared_gate_up", tape))
+            y_BTD = y_BTD + self.map(h_BTS, "shared_down", tape)
         if self.training and self.router.requires_grad:
             self.balance_loss = _balance_loss(logits_TE, routing)
-        return y_TD.view(batch, tokens, dim)
+        return y_BTD
 
-    def _serve(self, x_RD: Tensor, rows: Rows, tape: Tape | None) -> Tensor:
-        """Run each row through its expert and the expert's adapters."""
-        if not self.adapted:
-            h_RF = _swiglu(grouped_matmul(x_RD, self.gate_up, rows.ends_E))
-            return grouped_matmul(h_RF, self.down, rows.ends_E)
-        gate_up_RN = adapted_experts(
-            x_RD,
-            self.gate_up,
-            self.factor_A_in,
-            self.gate_up_B,
-            scale=self.scale,
-            name=f"{self.name}.gate_up_B",
-            rows=rows,
-            tape=tape,
-        )
+    def _logits(self, x_BTD: Tensor, tape: Tape | None) -> Tensor:
+        """Router logits, in float32 at least: two experts whose scores round to the same number would be chosen by chance."""
+        return self.map(widened(x_BTD), "router", tape)
+
+    def _serve(self, x_RD: Tensor, weight: str, rows: Rows, tape: Tape | None) -> Tensor:
+        """Run each row through its expert's matrix and the adapter on it."""
+        if not (self.adapted and self.active):
+            return grouped_matmul(x_RD, getattr(self, weight), rows.ends_E)
+        site = next(site for site in self.sites if site.weight == weight)
         return adapted_experts(
-            _swiglu(gate_up_RN),
-            self.down,
-            self.factor_A_down,
-            self.down_B,
+            x_RD,
+            getattr(self, weight),
+            getattr(self, site.factor_A),
+            getattr(self, site.factor_B),
             scale=self.scale,
-            name=f"{self.name}.down_B",
+            names=(f"{self.name}.{site.factor_A}", f"{self.name}.{site.factor_B}"),
             rows=rows,
             tape=tape,
         )
-
-
-def _swiglu(gate_up: Tensor) -> Tensor:
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
 
 
 def _balance_loss(logits_TE: Tensor, routing: Routing) -> Tensor:

@@ -5,17 +5,21 @@ with z the input of W and g the gradient of the loss at the output. During a rec
 tape; from them the per-sample norms and the clipped sum follow without a second pass ("book-keeping", Bu et al. 2023,
 "Differentially Private Optimization on Large Model at Small Cost", section 3).
 
+Half-precision records are multiplied in float32, so that norms and sums see the same numbers. Where a sample is several sequences
+(a preferred text and a rejected one), `Tape.fold` makes its records those of samples.
+
 Shape suffixes: B samples, T tokens, Z and N widths of z and g, R expert-sorted rows, E experts, J feature tokens.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from hansa.kernels.grouped import grouped_outer_sum
-from hansa.kernels.segments import Segments, segment_outer, segment_square_norms
+from hansa.kernels.segments import Segments, find_segments, segment_outer, segment_square_norms
+from hansa.models.norms import widened
 
 
 class Record(Protocol):
@@ -29,7 +33,10 @@ class Record(Protocol):
         """Squared ℓ₂ norm of each sample's gradient on the mask, (B,) float64."""
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:
-        """Sum of the samples' gradients, each times its weight; shape of the factor."""
+        """Sum of the samples' gradients, each times its weight; shape of the factor, at least float32."""
+
+    def folded(self, sequences: int) -> Self:
+        """Give the record in which every `sequences` neighbouring sequences are one sample."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -41,14 +48,20 @@ class DenseRecord:
     g_BTN: Tensor
 
     def square_norms(self, mask: Tensor | None) -> Tensor:  # noqa: D102
-        squares = torch.bmm(self.z_BTZ.transpose(1, 2), self.g_BTN).square()
+        squares = torch.bmm(widened(self.z_BTZ).transpose(1, 2), widened(self.g_BTN)).square()
         if mask is not None:
             squares = squares * mask
         return squares.flatten(1).sum(dim=1, dtype=torch.float64)
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:  # noqa: D102
-        weighted = self.g_BTN * weights_B.view(-1, 1, 1)
-        return self.z_BTZ.flatten(0, 1).t() @ weighted.flatten(0, 1)
+        g_BTN = widened(self.g_BTN)
+        weighted = g_BTN * weights_B.to(g_BTN.dtype).view(-1, 1, 1)
+        return widened(self.z_BTZ).flatten(0, 1).t() @ weighted.flatten(0, 1)
+
+    def folded(self, sequences: int) -> Self:  # noqa: D102
+        samples, tokens = len(self.z_BTZ) // sequences, sequences * self.z_BTZ.shape[1]
+        z_BTZ, g_BTN = (x.reshape(samples, tokens, x.shape[2]) for x in (self.z_BTZ, self.g_BTN))
+        return replace(self, z_BTZ=z_BTZ, g_BTN=g_BTN)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -64,12 +77,18 @@ class ExpertRecord:
     ends_E: Tensor
 
     def square_norms(self, mask: Tensor | None) -> Tensor:  # noqa: D102
-        outer = segment_outer(self.z_RZ, self.g_RN, self.segments)
+        outer = segment_outer(widened(self.z_RZ), widened(self.g_RN), self.segments)
         return segment_square_norms(outer, self.segments, self.samples, mask)
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:  # noqa: D102
-        weighted = self.g_RN * weights_B[self.sample_R].unsqueeze(1)
-        return grouped_outer_sum(self.z_RZ, weighted, self.ends_E)
+        g_RN = widened(self.g_RN)
+        weighted = g_RN * weights_B.to(g_RN.dtype)[self.sample_R].unsqueeze(1)
+        return grouped_outer_sum(widened(self.z_RZ), weighted, self.ends_E)
+
+    def folded(self, sequences: int) -> Self:  # noqa: D102
+        expert_R, sample_R = self.segments.expert_S[self.segments.segment_R], self.sample_R // sequences
+        segments = find_segments(expert_R, sample_R)
+        return replace(self, sample_R=sample_R, samples=self.samples // sequences, segments=segments)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -85,16 +104,19 @@ class FeatureRecord:
     used_JZ: Tensor
 
     def square_norms(self, mask: Tensor | None) -> Tensor:  # noqa: D102
-        z2, g2 = self.z_BJZ.double().square(), self.g_BJN.double().square()
+        z2, g2 = self.z_BJZ.double().square() * self.used_JZ, self.g_BJN.double().square()
         if mask is None:
             return (z2.sum(2) * g2.sum(2)).sum(1)
         mask_JZN = spread_rows(mask.double(), self.used_JZ)
         return (torch.bmm(z2.transpose(0, 1), mask_JZN).transpose(0, 1) * g2).sum((1, 2))
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:  # noqa: D102
-        weighted = self.g_BJN * weights_B.view(-1, 1, 1)
+        weighted = self.g_BJN * weights_B.to(self.g_BJN.dtype).view(-1, 1, 1)
         sum_JZN = torch.bmm(self.z_BJZ.permute(1, 2, 0), weighted.transpose(0, 1))
         return sum_JZN[self.used_JZ]
+
+    def folded(self, sequences: int) -> Self:  # noqa: D102
+        raise NotImplementedError("a sample of a table is one row")
 
 
 def spread_rows(rows_UN: Tensor, used_JZ: Tensor) -> Tensor:
@@ -113,6 +135,11 @@ class Tape:
 
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
+        self._sequences = 1
+
+    def fold(self, sequences: int) -> None:
+        """Say, before the forward pass, that every `sequences` neighbouring sequences of the batch are one sample."""
+        self._sequences = sequences
 
     def add(self, record: Record) -> None:
         """Keep a record.
@@ -122,4 +149,4 @@ class Tape:
         """
         if record.name in self.records:
             raise ValueError(f"factor {record.name} was used twice in one pass")
-        self.records[record.name] = record
+        self.records[record.name] = record if self._sequences == 1 else record.folded(self._sequences)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hansa.errors import InvalidValue
 
-_TRAINED_ENDINGS = ("factor_B", "gate_up_B", "down_B")
+_SECOND_FACTORS = ("factor_B", "gate_up_B", "down_B", "router_B")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,22 +27,30 @@ class Slot:
     stop: int
 
 
+def is_adapter(name: str) -> bool:
+    """Say whether a tensor is a factor, A or B, of an adapter."""
+    return name.endswith(_SECOND_FACTORS) or name.rpartition(".")[2].startswith("factor_A")
+
+
 class TrainableLayout:
     """The order of the trained tensors in the flat vector.
 
     Args:
         model: The model; adapters' factors B always belong to the trained part.
         extra: Names of whole parameters that are trained as well, such as "embedding", "class_token", "head".
+        both_factors: Whether adapters' factors A are trained too, where the model keeps them as parameters. Never in a study: the
+            mean of products is not the product of means.
 
     Guarantees:
         - The layout depends on names and shapes only, so equal studies give equal layouts on every machine.
     """
 
-    def __init__(self, model: nn.Module, extra: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, extra: Sequence[str], *, both_factors: bool = False) -> None:
         slots: list[Slot] = []
         start = 0
         for name, parameter in sorted(model.named_parameters()):
-            if name in extra or name.endswith(_TRAINED_ENDINGS):
+            first = both_factors and name.rpartition(".")[2].startswith("factor_A")
+            if name in extra or name.endswith(_SECOND_FACTORS) or first:
                 stop = start + parameter.numel()
                 slots.append(Slot(name=name, shape=tuple(parameter.shape), start=start, stop=stop))
                 start = stop

@@ -12,83 +12,11 @@ Shape suffixes: B samples, J feature tokens, T = J + 1 tokens, Z feature width, 
 import torch
 from torch import Tensor, nn
 
-from hansa.models.adapters import dense_factor, feature_factor, orthonormal_factor
+from hansa.models.adapters import dense_factor, feature_factor
+from hansa.models.block import Block, run_blocks
 from hansa.models.config import ModelConfig
-from hansa.models.experts import Experts
+from hansa.models.norms import normalise
 from hansa.models.tape import Tape
-
-
-def normalise(x: Tensor) -> Tensor:
-    """RMSNorm without gain over the last dimension, in the type of x (Zhang & Sennrich 2019, equation 4)."""
-    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + 1e-6)
-
-
-class AdaptedLinear(nn.Module):
-    """y = x W + scale · (x A) B with W and A frozen; B starts at zero."""
-
-    factor_A: Tensor
-
-    def __init__(
-        self, name: str, width_in: int, width_out: int, config: ModelConfig, *, adapted: bool
-    ) -> None:
-        super().__init__()
-        self.name = name
-        self.weight = nn.Parameter(torch.randn(width_in, width_out) * width_in**-0.5)
-        self.scale = config.alpha / config.rank
-        if adapted:
-            factor = orthonormal_factor(name, (width_in, config.rank), config.factor_seed)
-            self.register_buffer("factor_A", factor, persistent=False)
-            self.factor_B = nn.Parameter(torch.zeros(config.rank, width_out))
-        self.adapted = adapted
-
-    def forward(self, x_BTD: Tensor, tape: Tape | None) -> Tensor:
-        """(B, T, D) -> (B, T, N)."""
-        y_BTN = x_BTD @ self.weight
-        if not self.adapted:
-            return y_BTN
-        z_BTr = (x_BTD @ self.factor_A) * self.scale
-        return y_BTN + dense_factor(z_BTr, self.factor_B, f"{self.name}.factor_B", tape)
-
-
-class Attention(nn.Module):
-    """Multi-head attention among the tokens of one sample; keys and values of all tokens, queries of those asked for."""
-
-    def __init__(self, name: str, config: ModelConfig) -> None:
-        super().__init__()
-        self.heads = config.heads
-        adapted = "attention" in config.targets
-        for part in ("query", "key", "value", "output"):
-            linear = AdaptedLinear(f"{name}.{part}", config.dim, config.dim, config, adapted=adapted)
-            self.add_module(part, linear)
-
-    def forward(self, x_BTD: Tensor, queries: int, tape: Tape | None) -> Tensor:
-        """Attend from the first `queries` tokens: (B, T, D) -> (B, queries, D)."""
-        batch, _, dim = x_BTD.shape
-
-        def split(y_BTD: Tensor) -> Tensor:
-            return y_BTD.view(batch, y_BTD.shape[1], self.heads, dim // self.heads).transpose(1, 2)
-
-        query = split(self.get_submodule("query")(x_BTD[:, :queries], tape))
-        key, value = (split(self.get_submodule(part)(x_BTD, tape)) for part in ("key", "value"))
-        weights = torch.softmax(query @ key.transpose(2, 3) * query.shape[-1] ** -0.5, dim=-1)
-        mixed = (weights @ value).transpose(1, 2).reshape(batch, queries, dim)
-        output: Tensor = self.get_submodule("output")(mixed, tape)
-        return output
-
-
-class Block(nn.Module):
-    """Attention, then experts, each on the normalised residual stream."""
-
-    def __init__(self, name: str, config: ModelConfig) -> None:
-        super().__init__()
-        self.attention = Attention(f"{name}.attention", config)
-        self.experts = Experts(f"{name}.experts", config)
-
-    def forward(self, x_BTD: Tensor, queries: int, tape: Tape | None) -> Tensor:
-        """(B, T, D) -> (B, queries, D)."""
-        x_BQD = x_BTD[:, :queries] + self.attention(normalise(x_BTD), queries, tape)
-        result: Tensor = x_BQD + self.experts(normalise(x_BQD), tape)
-        return result
 
 
 class FeatureTransformer(nn.Module):
@@ -111,7 +39,7 @@ class FeatureTransformer(nn.Module):
         spread = per_token.rsqrt().repeat_interleave(used_JZ.sum(dim=1))
         self.embedding = nn.Parameter(torch.randn(len(spread), config.dim) * spread.unsqueeze(1))
         self.class_token = nn.Parameter(torch.randn(1, config.dim))
-        self.blocks = nn.ModuleList(Block(f"blocks.{i}", config) for i in range(config.layers))
+        self.blocks = nn.ModuleList(Block(f"blocks.{i}", config, i) for i in range(config.layers))
         self.head = nn.Parameter(torch.zeros(config.dim + 1, 1))
 
     def tokens(self, features_BJZ: Tensor, tape: Tape | None = None) -> Tensor:
@@ -123,10 +51,9 @@ class FeatureTransformer(nn.Module):
 
     def hidden(self, x_BTD: Tensor, *, every_token: bool, tape: Tape | None = None) -> Tensor:
         """Run the blocks; the last one computes the class token only, unless every token is wanted."""
-        for i, block in enumerate(self.blocks):
-            last = i == len(self.blocks) - 1
-            x_BTD = block(x_BTD, 1 if last and not every_token else x_BTD.shape[1], tape)
-        return normalise(x_BTD)
+        queries = None if every_token else 1
+        again = self.config.checkpointing
+        return normalise(run_blocks(self.blocks, x_BTD, tape, last_queries=queries, again=again))
 
     def forward(self, features_BJZ: Tensor, tape: Tape | None = None) -> Tensor:
         """Compute the logits, (B, J, Z) -> (B,); a tape, where given, receives the per-sample records on backward."""

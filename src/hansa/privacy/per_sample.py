@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hansa.errors import InvalidValue
 from hansa.models.tape import Tape
 from hansa.models.trainable import TrainableLayout
 
@@ -62,11 +63,14 @@ def clipped_sum(
     Args:
         model: The model, its trained part at the point where gradients are wanted.
         layout: Order of the trained part.
-        features: (B, J, Z).
-        labels: (B,).
+        features: One record each along the first dimension: (B, J, Z) of a table, (B, T) tokens of a text.
+        labels: (B, ...).
         support_K: Positions that are trained in this round, ascending; None for all.
         clip_norm: ℓ₂ bound C of a sample's restricted gradient; None for no clipping (not private).
         loss: Gives one loss a sample; must not couple samples.
+
+    Raises:
+        InvalidValue: A trained tensor leaves no record, such as the embedding of a text model.
 
     Guarantees:
         - One sample more or less changes `sum_K` by at most `clip_norm` in ℓ₂ norm, up to rounding of the sum.
@@ -97,12 +101,15 @@ def clipped_sum(
     if clip_norm is not None:
         weights_B = clip_norm / (norms_B * _ROUNDING_ROOM).clamp(min=clip_norm)
     with torch.no_grad():
-        flat = _weighted_sum(tape, layout, weights_B.to(features.dtype))
+        flat = _weighted_sum(tape, layout, weights_B)
     return ClippedSum(sum_K=flat[positions], norms_B=norms_B.numpy(), dropped=0)
 
 
 def _norms(tape: Tape, layout: TrainableLayout, samples: int, masks: dict[str, Tensor] | None) -> Tensor:
     """ℓ₂ norm of each sample's gradient over the trained tensors, (B,) float64."""
+    left_out = [slot.name for slot in layout.slots if slot.name not in tape.records]
+    if left_out:
+        raise InvalidValue(f"{left_out[0]} leaves no record of single samples, so it cannot be clipped")
     squares_B = torch.zeros(samples, dtype=torch.float64)
     for slot in layout.slots:
         squares_B += tape.records[slot.name].square_norms(None if masks is None else masks[slot.name])
