@@ -303,7 +303,7 @@ class RoundLoop:
                 with suppress(ProtocolError):  # it stays behind, and is asked again before the next round
                     self._epochs.post(reply)
                     self._at[name] = round_index
-        # A member that stays away longer than results are kept has to wait for a new epoch.
+        # A member that stays away longer than results are kept is out of this run.
         slowest = max(min(self._at.values()), last_round - KEPT_ROUNDS)
         self._certificates = {r: c for r, c in self._certificates.items() if r > slowest}
         self._aggregation.forget(slowest + 1)
