@@ -587,7 +587,7 @@ class StateRollback(ProtocolError):
     """The others have seen this participant further than its own store says: an old copy was restored."""
 
     code = "state_rollback"
-    default_hint = "never restore old copies of the store; this participant is out of this run of the study, start a new run with it"
+    default_hint = "never restore old copies of the store; this participant is out of this run of the study, start another one"
 
 
 class KeyRotationDue(ProtocolError):
