@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from hansa import errors
-from hansa.participant import local_update
-from hansa.participant import node as node_module
+from hansa.participant import local_update, node_core
 from hansa.participant.node_state import Progress, load_state, load_update, save_state
 from hansa.participant.shared_state import SharedState
 from hansa.secure_agg.store import MemoryStore
@@ -93,7 +92,7 @@ def test_a_crash_while_a_round_is_applied_leaves_the_old_state_or_the_new_one(
         elif point == "commit":
             patched.setattr(node.budget, "commit", die)
         else:
-            patched.setattr(local_update if point == "drop_update" else node_module, point, die)
+            patched.setattr(local_update if point == "drop_update" else node_core, point, die)
         with pytest.raises(KeyboardInterrupt):
             node.unmask(1, 0, releases)
     opened = [house.nodes[name].unmask(1, 0, releases) for name in house.names if name != VICTIM]
