@@ -7,7 +7,10 @@ import pytest
 
 from hansa import errors
 from hansa.local_grid import from_bytes
+from hansa.participant import local_update
+from hansa.participant.trainer import Trainer
 from hansa.secure_agg.participant import RoundMachine
+from hansa.study import parse_study
 
 
 @pytest.fixture
@@ -185,3 +188,45 @@ def test_a_refusal_by_policy_is_not_asked_for_again(longer, tiny_study):
         house.run()
     asked = [from_bytes(data).metadata.message_type for way, data in house.grid_bytes if way == "to node"]
     assert asked.count("train") == len(house.names)
+
+
+def test_an_update_that_meets_the_keys_of_another_epoch_moves_to_their_support(
+    houses, tiny, tiny_bases, monkeypatch
+):
+    """Two false sums of one round bring new keys, under which other entries are explored than it was trained on."""
+    text = tiny.TINY_STUDY.replace('"quorum"', '"strict"').replace("dim = 8", "dim = 16", 1)
+    text = text.replace("experts = 8", "experts = 128").replace("rounds = 2", "rounds = 1")
+    study = parse_study(text.replace("expert_dim = 4\nshared", "expert_dim = 8\nshared", 1))
+    house, summaries, trained, sums, applied = houses(study, tiny_bases(study)), [], [], [], []
+    train, quantise, apply = Trainer.update, local_update.quantise, local_update.LocalUpdates.apply
+
+    def note_and_train(self, values, support):
+        trained.append([support])
+        return train(self, values, support)
+
+    def quantise_and_note(*values):
+        trained[-1].append(quantise(*values))
+        return trained[-1][1]
+
+    def note_and_apply(self, state, round_index, opened, group_key):
+        sums.append(opened.total)
+        applied.append(self._support(state, round_index, group_key))
+        apply(self, state, round_index, opened, group_key)
+
+    monkeypatch.setattr(Trainer, "update", note_and_train)
+    monkeypatch.setattr(local_update, "quantise", quantise_and_note)
+    monkeypatch.setattr(local_update.LocalUpdates, "apply", note_and_apply)
+    spoil({1}, monkeypatch, attempts=(0, 1))
+    house.run(summaries.append)
+    assert [(summary.round, summary.attempt, summary.epoch) for summary in summaries] == [(1, 2, 2)]
+    plain = np.zeros(house.base.layout.size, dtype=np.int64)
+    for support, levels in trained:
+        plain[support] += levels
+    before, after = trained[0][0], applied[0]
+    assert len(trained) == len(house.names)  # nobody trained twice
+    assert 0 < np.setdiff1d(after, before).size < after.size
+    for total in sums:
+        np.testing.assert_array_equal(total, plain[after])
+    assert_alike(house, 1)
+    for name in house.names:
+        assert tiny.kinds(house.ledgers[name]) == ["reserve", "commit"]
