@@ -174,9 +174,10 @@ class ParticipantNode(NodeCore):
         if round_index > self.state.round + 1:
             raise OutOfOrder(f"round {round_index} cannot be left behind before {self.state.round + 1}")
         link = machine.skip(round_index, attempt, voids, transcript=self.state.transcript)
-        self.state.skip(link)
-        self._progress = replace(self._progress, result=b"", roster_hash=b"", awaits_close=None)
-        self._keep(machine, round_index, attempt)
+        with self._advancing():
+            self.state.skip(link)
+            self._progress = replace(self._progress, result=b"", roster_hash=b"", awaits_close=None)
+        self._finish(machine, round_index, attempt)
         return machine.packages()
 
     def open(self, round_index: int, attempt: int) -> tuple[bytes, Packages]:
@@ -247,11 +248,12 @@ class ParticipantNode(NodeCore):
             transcript=self.state.transcript,
             leaves=self._leaves(round_index, attempt),
         )
-        self._apply(round_index, opened)
-        self._progress = replace(
-            self._progress, result=b"", roster_hash=opened.roster_hash, awaits_close=None
-        )
-        self._keep(machine, round_index, attempt)
+        with self._advancing():
+            self._apply(round_index, opened)
+            self._progress = replace(
+                self._progress, result=b"", roster_hash=opened.roster_hash, awaits_close=None
+            )
+        self._finish(machine, round_index, attempt)
         return machine.packages()
 
     def _verify_applied(self, round_index: int, attempt: int, releases: Sequence[bytes]) -> None:
