@@ -71,10 +71,10 @@ def test_below_the_threshold_a_round_gets_another_attempt_with_the_same_updates(
         assert tiny.kinds(house.ledgers[name]) == ["reserve", "commit"] * 2
 
 
-def test_an_answer_that_is_lost_once_costs_nothing(longer):
-    house, summaries = longer(2), []
-    for kind in ("train", "query.answer", "query.unmask", "query.close", "query.enter"):
-        node, lost = house.node_ids["bank-2"], []
+def lose_one_answer(house, name, kinds):
+    """Let a member do what it is asked, and its answer to each of some exchanges be lost once."""
+    for kind in kinds:
+        node, lost = house.node_ids[name], []
         original = house.grid._handlers[node]
 
         def handler(data, original=original, lost=lost, kind=kind):
@@ -85,10 +85,27 @@ def test_an_answer_that_is_lost_once_costs_nothing(longer):
             return answer
 
         house.grid._handlers[node] = handler
+
+
+def test_an_answer_that_is_lost_once_costs_nothing(longer):
+    house, summaries = longer(2), []
+    lose_one_answer(house, "bank-2", ("train", "query.answer", "query.unmask", "query.close", "query.enter"))
     house.run(summaries.append)
     assert [(summary.round, summary.attempt) for summary in summaries] == [(1, 0), (2, 0)]
+    assert [summary.finished for summary in summaries] == [house.names] * 2
     assert summaries[0].contributors == house.names
     assert_alike(house, 2)
+
+
+def test_an_answer_that_is_lost_once_does_not_end_a_strict_study(strict_house):
+    """There nobody may miss, so nothing could be caught up."""
+    house, summaries = strict_house, []
+    lose_one_answer(house, "bank-2", ("train", "query.open", "query.close", "query.enter"))
+    house.run(summaries.append)
+    assert [(summary.round, summary.attempt) for summary in summaries] == [(1, 0), (2, 0)]
+    assert_alike(house, 2)
+    # Only an epoch is not entered twice; another one was set up instead.
+    assert [type(error) for error in house.errors["bank-2"]] == [errors.OutOfOrder]
 
 
 def test_a_round_that_cannot_be_opened_is_left_behind_and_the_study_goes_on(longer, monkeypatch, tiny):
