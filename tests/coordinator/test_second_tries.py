@@ -9,6 +9,7 @@ from hansa import errors
 from hansa.local_grid import from_bytes
 from hansa.participant import local_update
 from hansa.participant.trainer import Trainer
+from hansa.secure_agg.messages import Void, open_signed, sign_message
 from hansa.secure_agg.participant import RoundMachine
 from hansa.study import parse_study
 
@@ -122,6 +123,25 @@ def test_a_round_that_cannot_be_opened_is_left_behind_and_the_study_goes_on(long
     assert_alike(house, 3)
     for name in house.names:  # the round counts, and its updates have left
         assert tiny.kinds(house.ledgers[name]) == ["reserve", "commit"] * 3
+
+
+def test_a_false_void_does_not_keep_the_others_from_leaving_a_round_behind(longer, monkeypatch):
+    """Whoever spoilt the sum signs something else than T others do."""
+    house, summaries = longer(3), []
+    spoil({2}, monkeypatch)
+    void = RoundMachine.void
+
+    def false(self):
+        signed = void(self)
+        if self._epoch.participant != "bank-2":
+            return signed
+        body = open_signed(signed, Void, house.roster, 1)
+        return sign_message(house.identities["bank-2"], dataclasses.replace(body, roster_hash=bytes(32)))
+
+    monkeypatch.setattr(RoundMachine, "void", false)
+    house.run(summaries.append)
+    assert [summary.void for summary in summaries] == [False, True, False]
+    assert_alike(house, 3)
 
 
 def test_after_two_sums_that_cannot_be_opened_the_keys_are_new(longer, monkeypatch):

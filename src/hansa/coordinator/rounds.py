@@ -245,10 +245,15 @@ class RoundLoop:
     def _void(self, at: tuple[int, int], lost: Mapping[str, Error]) -> bool:
         """Step R5: ask those that did not open the sum whether it cannot be opened; T of them end the round."""
         replies, _ = self._ask("query.void", list(lost), ("void",), at)
-        voids = []
+        said: dict[tuple[int, int, bytes, bytes, bytes], list[bytes]] = {}
         for name, reply in replies.items():
             with suppress(ProtocolError):
-                voids.append(self._own(name, reply, "void", Void))
+                signed = self._own(name, reply, "void", Void)
+                body = open_signed(signed, Void, self._roster, self._epochs.number)
+                what = (body.round, body.attempt, body.cohort_hash, body.roster_hash, body.transcript)
+                said.setdefault(what, []).append(signed)
+        # Members take voids only if all say the same: one that says something else would keep the round for everybody.
+        voids = max(said.values(), key=len, default=[])
         if len(voids) < self._terms.threshold:
             return False
         self._failures += 1
