@@ -40,8 +40,11 @@ def spoil(rounds, monkeypatch, attempts=(0,)):
     monkeypatch.setattr(RoundMachine, "_mask_seeds", wrong)
 
 
-def fail_once(house, names, kind, rounds=(1,)):
-    """Let the nodes of some members fail at one exchange until they were asked twice, as after a loss of messages."""
+def fail_once(house, names, kind, rounds=(1,), *, acts=False):
+    """Let the nodes of some members fail at one exchange until they were asked twice, as after a loss of messages.
+
+    acts: They do what they are asked for, and the answers are lost.
+    """
     for name in names:
         node = house.node_ids[name]
         original, failed = house.grid._handlers[node], []
@@ -50,6 +53,8 @@ def fail_once(house, names, kind, rounds=(1,)):
             metadata = from_bytes(data).metadata
             if metadata.message_type == kind and int(metadata.group_id) in rounds and len(failed) < 2:
                 failed.append(metadata.message_id)
+                if acts:
+                    original(data)
                 raise ConnectionError("lost")
             return original(data)
 
@@ -70,6 +75,21 @@ def test_below_the_threshold_a_round_gets_another_attempt_with_the_same_updates(
     assert_alike(house, 2)
     for name in house.names:  # whoever had trained has paid once
         assert tiny.kinds(house.ledgers[name]) == ["reserve", "commit"] * 2
+
+
+@pytest.mark.parametrize("kind", ["query.answer", "query.consents"])
+def test_releases_that_are_lost_are_asked_for_again_before_another_attempt(longer, kind):
+    """Whoever has released for a model state serves no other attempt at it: the round would have no way on."""
+    house, summaries = longer(2), []
+    if kind == "query.consents":
+        fail_once(house, ["bank-4"], "train")
+    fail_once(house, house.names[:2], kind, acts=True)
+    house.run(summaries.append)
+    assert [(summary.round, summary.attempt) for summary in summaries] == [(1, 0), (2, 0)]
+    assert_alike(house, 2)
+    assert not any(
+        type(error) is errors.AlreadyReleased for found in house.errors.values() for error in found
+    )
 
 
 def lose_one_answer(house, name, kinds):

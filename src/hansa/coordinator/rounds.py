@@ -209,22 +209,18 @@ class RoundLoop:
         packages: list[bytes],
     ) -> tuple[dict[str, Reply], dict[str, Error]]:
         """Steps R2 to R5 in quorum mode. From the certificate on the round has a result: nothing undoes it."""
-        answers, lost = self._ask("query.answer", alive, ("answer",), at)
-        self._take(aggregator, answers, lost)
+        answered, lost = self._answers(aggregator, "query.answer", alive, at)
         if aggregator.needs_consents:
-            self._enough([name for name in answers if name not in lost], at, lost)
+            self._enough(answered, at, lost)
             consents = aggregator.consents()
-            standing = [name for name in answers if name not in lost]
-            answers, more = self._ask("query.consents", standing, ("answer",), at, consents=consents)
+            answered, more = self._answers(aggregator, "query.consents", answered, at, consents=consents)
             lost |= more
-            self._take(aggregator, answers, lost)
-        releasing = [name for name in answers if name not in lost]
-        self._enough(releasing, at, lost)
+        self._enough(answered, at, lost)
         releases = aggregator.releases()
         self._certificates[at[0]] = _Certificate(
             attempt=at[1], packages=packages, releases=releases, voids=[]
         )
-        return self._ask("query.unmask", releasing, _OPENED, at, releases=releases)
+        return self._ask("query.unmask", answered, _OPENED, at, releases=releases)
 
     def _open_strictly(
         self,
@@ -354,13 +350,31 @@ class RoundLoop:
         """Whether somebody may have applied the round: then no other attempt can be its result."""
         return round_index in self._certificates or round_index in self._opened
 
-    def _take(
-        self, aggregator: RoundAggregator, answers: Mapping[str, Reply], lost: dict[str, Error]
-    ) -> None:
-        """Take consents and releases; a member whose answer is not accepted counts as lost."""
-        for name, reply in answers.items():
-            try:
-                if aggregator.accept_answer(one(reply, "answer")) != name:
-                    raise MalformedMessage(f"{name} passed on the answer of another member")
-            except ProtocolError as error:
-                lost[name] = error
+    def _answers(
+        self,
+        aggregator: RoundAggregator,
+        kind: str,
+        members: Collection[str],
+        at: tuple[int, int],
+        **signed: list[bytes],
+    ) -> tuple[list[str], dict[str, Error]]:
+        """Collect consents or releases; a member whose answer is not accepted counts as lost.
+
+        Whoever has released for a model state serves no other attempt at it (I2), also where its release was lost. So below T the
+        others are asked again, before this attempt is given up.
+        """
+        answered: list[str] = []
+        lost: dict[str, Error] = {}
+        for _ in range(MOST_ATTEMPTS):
+            asked = [name for name in members if name not in answered]
+            answers, lost = self._ask(kind, asked, ("answer",), at, **signed)
+            for name, reply in answers.items():
+                try:
+                    if aggregator.accept_answer(one(reply, "answer")) != name:
+                        raise MalformedMessage(f"{name} passed on the answer of another member")
+                    answered.append(name)
+                except ProtocolError as error:
+                    lost[name] = error
+            if len(answered) >= self._terms.threshold:
+                break
+        return answered, lost
