@@ -92,6 +92,16 @@ def test_releases_that_are_lost_are_asked_for_again_before_another_attempt(longe
     )
 
 
+def test_uploads_that_do_not_agree_cost_an_attempt(longer):
+    """With a member away, one of another state is enough to leave fewer than T that say the same."""
+    house, summaries = longer(2), []
+    fail_once(house, ["bank-4"], "train")
+    house.nodes["bank-2"].state.values[5] += 1e-9
+    house.run(summaries.append)
+    assert [(summary.round, summary.attempt) for summary in summaries] == [(1, 1), (2, 0)]
+    assert summaries[0].contributors == ("bank-1", "bank-3", "bank-4")
+
+
 def lose_one_answer(house, name, kinds):
     """Let a member do what it is asked, and its answer to each of some exchanges be lost once."""
     for kind in kinds:

@@ -26,7 +26,14 @@ from hansa.coordinator.epochs import Epochs
 from hansa.coordinator.exchange import Exchange, Reply, one
 from hansa.coordinator.expectations import Expectations
 from hansa.coordinator.results import KEPT_ROUNDS
-from hansa.errors import Error, MalformedMessage, ParticipantLost, ParticipantRefused, ProtocolError
+from hansa.errors import (
+    Error,
+    MalformedMessage,
+    ParticipantLost,
+    ParticipantRefused,
+    ProtocolError,
+    RosterTooSmall,
+)
 from hansa.secure_agg.aggregator import RoundAggregator
 from hansa.secure_agg.attempt import verify_results
 from hansa.secure_agg.identity import Roster
@@ -192,7 +199,7 @@ class RoundLoop:
         lost |= aggregator.refused
         alive = [name for name in aggregator.contributors if name not in lost]
         self._enough(alive, at, lost)
-        self._aggregation.close()
+        self._close(at)
         # R2 to R5
         opened = self._open_strictly if self._terms.strict else self._open
         replies, lost = opened(at, aggregator, alive, packages)
@@ -200,6 +207,14 @@ class RoundLoop:
             left = self._catch_up(round_index)
             return _Ended(contributors=aggregator.contributors, finished=left, void=True)
         return _Ended(contributors=aggregator.contributors, finished=self._confirm(at, replies, lost))
+
+    def _close(self, at: tuple[int, int]) -> None:
+        """Close the roster. Uploads may have come from T members and agree among fewer."""
+        try:
+            self._aggregation.close()
+        except RosterTooSmall as error:
+            lost = ParticipantLost(f"round {at[0]} has no roster: {error.message}")
+            raise _TooFew(lost, may_try_again=True) from error
 
     def _open(
         self,
