@@ -197,6 +197,29 @@ def test_keys_are_renewed_after_as_many_rounds_as_the_study_says(longer):
     assert_alike(house, 5)
 
 
+def test_a_member_that_returns_while_keys_are_renewed_catches_up_under_the_old_ones(longer):
+    """The certificate of a round is of its epoch: whoever enters the next one first can never open it."""
+    house, summaries = longer(2, rounds_per_epoch=1), []
+    node, gone = house.node_ids["bank-4"], []
+    original = house.grid._handlers[node]
+
+    def handler(data):
+        kind = from_bytes(data).metadata.message_type
+        if kind == "train" and not summaries:
+            gone.append(kind)
+        if gone.count("query.join") == 2:  # it misses the first set-up
+            gone.clear()
+        if gone:
+            gone.append(kind)
+            raise ConnectionError("away")
+        return original(data)
+
+    house.grid._handlers[node] = handler
+    house.run(summaries.append)
+    assert [(summary.round, summary.epoch) for summary in summaries] == [(1, 1), (2, 3)]
+    assert_alike(house, 2)
+
+
 def test_members_refuse_keys_that_have_served_their_rounds(longer, monkeypatch):
     house, summaries = longer(3, rounds_per_epoch=2), []
     with pytest.raises(errors.ParticipantLost, match="refused: aborted"):

@@ -165,7 +165,7 @@ class RoundLoop:
         first: ParticipantLost | None = None
         for attempt in range(MOST_ATTEMPTS):
             self._catch_up(round_index - 1)
-            self._renew_keys()
+            self._renew_keys(round_index - 1)
             try:
                 return attempt, self._attempt(round_index, attempt)
             except _TooFew as failed:
@@ -174,11 +174,14 @@ class RoundLoop:
                     break
         raise first or ParticipantLost("no attempt was made")
 
-    def _renew_keys(self) -> None:
-        """Enter another epoch where the keys of this one have served their rounds or failed twice."""
+    def _renew_keys(self, last_round: int) -> None:
+        """Enter another epoch where the keys of this one have served their rounds or failed twice.
+
+        A round is caught up under the keys of its own epoch or never, so members that are back are asked first.
+        """
         served = bool(self._rounds_per_epoch) and self._epoch_rounds >= self._rounds_per_epoch
         if served or self._failures >= MOST_FAILURES:
-            self._epochs.enter()
+            self._epochs.enter(before=lambda: self._catch_up(last_round))
             self._epoch_rounds = self._failures = 0
 
     # -- an attempt --------------------------------------------------------------------------------------
@@ -319,7 +322,7 @@ class RoundLoop:
                 with suppress(ProtocolError):  # it stays behind, and is asked again before the next round
                     self._epochs.post(reply)
                     self._at[name] = round_index
-        # A member that stays away longer than results are kept has to wait for a new epoch.
+        # A member that stays away longer than results are kept is out of this study: nobody else gives it the state.
         slowest = max(min(self._at.values()), last_round - KEPT_ROUNDS)
         self._certificates = {r: c for r, c in self._certificates.items() if r > slowest}
         self._aggregation.forget(slowest + 1)
