@@ -160,6 +160,22 @@ def test_a_round_that_was_caught_up_and_not_kept_is_caught_up_again(house):
     assert kept.digest(house.study.id) == node.state.digest(house.study.id)
 
 
+def test_epoch_and_machine_change_together(house, monkeypatch):
+    """The group key chooses a support and the machine opens its sum; the disk fails between the two."""
+    votes = house.voted()
+    node = house.nodes[VICTIM]
+    with monkeypatch.context() as patched:
+        patched.setattr(node.membership, "_machine_of", _disk_full)
+        with pytest.raises(errors.StoreNotWritable):
+            node.enter(votes)
+    assert not node.membership.has_entered
+    assert house.restart(VICTIM).membership.has_entered
+
+
+def _disk_full(*_):
+    raise errors.StoreNotWritable("the disk is full")
+
+
 def test_only_the_certificate_of_the_round_that_was_applied_closes_it(house):
     releases = house.answer()
     for name in house.names:
