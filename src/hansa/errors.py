@@ -568,7 +568,9 @@ class ResultExpired(ProtocolError):
     """The result of a finished round was asked for after the coordinator had removed it to keep within its bounds."""
 
     code = "result_expired"
-    default_hint = "this participant is out of this run of the study: results are kept for so many rounds; start a new run with it"
+    default_hint = (
+        "this participant is too far behind to catch up and is out of this study; others go on without it"
+    )
 
 
 class AggregateTagMismatch(ProtocolError):

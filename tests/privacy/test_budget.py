@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import resource
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hansa.errors import BudgetExhausted, LedgerDamaged
+from hansa.errors import BudgetExhausted, LedgerDamaged, StoreNotWritable
 from hansa.privacy import budget as module
 from hansa.privacy.accounting import epsilon_of
 from hansa.privacy.budget import Budget, Spending
@@ -157,6 +158,23 @@ def test_a_reservation_that_did_not_reach_the_disk_does_not_return(
     with pytest.raises(LedgerDamaged):  # nobody knows what is on the disk; reopen to see
         budget.reserve(replace(ROUND, round=2))
     assert open_budget(ledger).epsilon() == epsilon(4)
+
+
+def test_a_full_disk_leaves_the_ledger_as_it_was(ledger: Path) -> None:
+    """A part of a line would be taken for damage for ever after."""
+    budget = open_budget(ledger)
+    budget.reserve(ROUND)
+    before = ledger.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, hard))
+    try:
+        with pytest.raises(StoreNotWritable):
+            budget.reserve(replace(ROUND, round=2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ledger.read_bytes() == before
+    budget.reserve(replace(ROUND, round=2))
+    assert open_budget(ledger).epsilon() == budget.epsilon() == epsilon(4)
 
 
 def test_a_reservation_that_another_writer_has_overtaken_is_refused(ledger: Path) -> None:

@@ -13,11 +13,12 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from hansa import labels
-from hansa.errors import BudgetExhausted, LedgerDamaged
+from hansa.errors import BudgetExhausted, LedgerDamaged, StoreNotWritable
 from hansa.privacy.accounting import epsilon_of
 
 _START = "0" * 64
@@ -49,7 +50,7 @@ class Budget:
 
     Guarantees:
         - A reservation is on the disk before `reserve` returns.
-        - A refused reservation leaves the file as it was.
+        - A refused reservation leaves the file as it was, and so does one for which the disk has no room.
         - ε counts every reservation, committed or not.
         - A reservation that another writer of the same file has overtaken is refused.
     """
@@ -85,6 +86,7 @@ class Budget:
 
         Raises:
             BudgetExhausted: The round would pass the limit.
+            StoreNotWritable: The disk is full.
             LedgerDamaged: Somebody else has written to the ledger since it was read.
         """
         after = self.epsilon(spending)
@@ -103,17 +105,26 @@ class Budget:
     def _append(self, kind: str, entry: dict[str, Any]) -> None:
         body = json.dumps({"kind": kind, **entry}, sort_keys=True)
         line = json.dumps({"body": body, "hash": _link(self._last, body)}, sort_keys=True).encode() + b"\n"
-        with self._path.open("ab") as file:
+        with self._path.open("ab", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if os.fstat(file.fileno()).st_size != self._ledger_bytes:
                 raise LedgerDamaged(f"{self._path.name} was changed by somebody else while it was in use")
-            file.write(line)
-            file.flush()
+            self._write(file, line)
             os.fsync(file.fileno())
         if not self._ledger_bytes:  # a new file is on the disk once its name is
             _sync_directory(self._path.parent)
         self._ledger_bytes += len(line)
         self._take(line, 0)
+
+    def _write(self, file: FileIO, line: bytes) -> None:
+        try:
+            if file.write(line) < len(line):
+                raise OSError("no room for the whole line")
+        except OSError as error:
+            file.truncate(
+                self._ledger_bytes
+            )  # a part of a line would be taken for damage when it is read again
+            raise StoreNotWritable(f"{self._path.name} cannot be written: {error}") from error
 
     def _take(self, line: bytes, number: int) -> None:
         """Check a line's link and count its reservation."""
