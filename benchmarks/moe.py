@@ -7,14 +7,10 @@ ratio to the floor of the same round, so that a busy machine slows both sides.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 for _library in ("OMP", "OPENBLAS", "MKL"):
@@ -24,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH keeps
 import torch
 from peers import attention_case, hansa_moe, moe_case, transformers_moe
 from peers.moe_case import KINDS, Call, MoeCase
+from peers.ratios import Row, machine, ratios, row, show, write
 
 from hansa.kernels.grouped import grouped_outer_sum
 from hansa.kernels.segments import clipped_weight_gradient, find_segments, sample_square_norms
 
-Row = dict[str, object]
 # Name of a peer -> function of the case and the kind; None where it cannot do that kind.
 PEERS: dict[str, Callable[[MoeCase, str], Call | None]] = {
     "loop over experts": moe_case.prepare_loop,
@@ -42,38 +38,6 @@ METRICS = {
     "input gradient": "expert layer, forward and input gradient",
     "lora": "expert layer with LoRA r = 16, forward and backward",
 }
-
-
-def seconds_of(call: Call) -> float:
-    """Processor seconds of one call."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
-def ratios(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call over those of "floor", round by round; a first round warms up."""
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 1):
-        seconds = {name: seconds_of(call) for name, call in calls.items()}
-        for name in calls if turn else ():
-            found[name].append(seconds[name] / seconds["floor"])
-    return found
-
-
-def row(metric: str, unit: str, values: list[float], conditions: str, **others: object) -> Row:
-    """One row in the form of README.md."""
-    return {
-        "metric": metric,
-        "unit": unit,
-        "better": "lower",
-        "hansa": statistics.median(values),
-        "deviation": statistics.stdev(values) if len(values) > 1 else 0.0,
-        "peers": {},
-        "floor": None,
-        "goal": None,
-        "conditions": conditions,
-    } | others
 
 
 def rows_of_experts(rounds: int) -> list[Row]:
@@ -163,38 +127,6 @@ def rows_of_memory() -> list[Row]:
     return table
 
 
-def machine() -> str:
-    """What a time depends on."""
-    with open("/proc/cpuinfo") as info:
-        found = [line.split(":", 1)[1].strip() for line in info if line.startswith("model name")]
-    processor = found[0] if found else platform.machine()
-    load = round(os.getloadavg()[0], 1)
-    return (
-        f"{processor}, one thread, load {load}, torch {torch.__version__}, "
-        f"transformers {version('transformers')}, peft {version('peft')}, python {platform.python_version()}"
-    )
-
-
-def show(table: list[Row]) -> None:
-    """Print the table."""
-    names = list(dict.fromkeys(name for found in table for name in dict(found["peers"])))  # type: ignore[call-overload]
-
-    def text(value: object) -> str:
-        return "-" if value is None else f"{value:.3g}"
-
-    heads = "".join(f"{name[:20]:>22}" for name in names)
-    print(f"{'':78} {'UNIT':6} {'HANSA':>7} {'+-':>6} {'FLOOR':>6} {'GOAL':>6}       {heads}")
-    for found in table:
-        ours, goal = float(found["hansa"]), found["goal"]  # type: ignore[arg-type]
-        met = goal is None or (ours >= goal if found["better"] == "higher" else ours <= goal)  # type: ignore[operator]
-        verdict = "" if goal is None else "met" if met else "MISSED"
-        others = "".join(f"{text(dict(found['peers']).get(name)):>22}" for name in names)  # type: ignore[call-overload]
-        print(
-            f"{found['metric']!s:78} {found['unit']!s:6} {text(ours):>7} {text(found['deviation']):>6} "
-            f"{text(found['floor']):>6} {text(goal):>6} {verdict:6}{others}"
-        )
-
-
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
@@ -210,13 +142,7 @@ def main() -> None:
     if not options.quick:
         table += rows_of_memory()
     show(table)
-    here = machine()
-    print(f"\n{here}")
-    if options.json:
-        for found in table:
-            found["conditions"] = f"{found['conditions']}; {rounds} rounds; {here}"
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"rows": table}, indent=2) + "\n")
+    write(table, f"{rounds} rounds; {machine('transformers', 'peft')}", options.json)
 
 
 if __name__ == "__main__":

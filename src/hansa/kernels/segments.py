@@ -8,8 +8,8 @@ Shape suffixes: R expert-sorted rows, S segments, r rank, N width, B samples, E 
 
 The rank is small, so P is formed directly: 2·R·r·N FLOPs, and the squares are summed in float64. The Gram identity (ghost clipping)
 would need no P but loses all digits where rows cancel, and cannot take a mask.
-Two ways to the clipped sum: norms in one pass that forgets P block by block, then C from the rows (reads z and g twice); or P kept,
-8·S·r·N bytes of float32, and C[e] = Σ c·P. `keeping_pays` says which moves fewer bytes.
+The norms take one pass that forgets P block by block, the clipped sum another over the rows, which costs what the plain weight
+gradient does. P kept would be 4·S·r·N bytes of float32: more than the rows, unless segments are longer than the rank.
 Everything is deterministic, on a GPU too: no sum is taken in the order in which threads arrive.
 Source: per-sample gradients as segment sums follow from the stable order of `hansa.kernels.routing`.
 """
@@ -107,7 +107,7 @@ def segment_square_norms(
     Returns:
         (B,) float64.
     """
-    return _by_sample(_squares(outer_SrN, segments.expert_S, mask_ErN), segments, samples)
+    return _by_sample(_squares(outer_SrN.clone(), segments.expert_S, mask_ErN), segments, samples)
 
 
 def sample_square_norms(
@@ -134,9 +134,22 @@ def sample_square_norms(
         from hansa.kernels.segments_triton import square_norms  # noqa: PLC0415
 
         return _by_sample(square_norms(z_Rr, g_RN, ends_S, segments.expert_S, mask_ErN), segments, samples)
+    if z_Rr.shape[1] > g_RN.shape[1]:  # the products want the narrow side first
+        z_Rr, g_RN = g_RN, z_Rr
+        mask_ErN = None if mask_ErN is None else mask_ErN.transpose(1, 2)
+    if z_Rr.shape[1] * g_RN.numel() <= _SMALL_ENTRIES * len(ends_S):
+        squares_S = _squares_of_small(z_Rr, g_RN, segments, ends_S, mask_ErN)
+    else:
+        squares_S = _squares_by_length(z_Rr, g_RN, segments.expert_S, ends_S, mask_ErN)
+    return _by_sample(squares_S, segments, samples)
+
+
+def _squares_of_small(
+    z_Rr: Tensor, g_RN: Tensor, segments: Segments, ends_S: Tensor, mask_ErN: Tensor | None
+) -> Tensor:
+    """Squared norm of each segment from the outer products of its rows, some megabytes at a time."""
     squares_S = torch.empty(len(ends_S), dtype=torch.float64, device=z_Rr.device)
-    bytes_each = z_Rr.shape[1] * g_RN.shape[1] * z_Rr.dtype.itemsize
-    at_once = max(1, _CACHED_BYTES // max(1, bytes_each))
+    at_once = max(1, _CACHED_BYTES // max(1, z_Rr.shape[1] * g_RN.shape[1] * z_Rr.dtype.itemsize))
     ends = ends_S.tolist()
     for first in range(0, len(ends), at_once):
         part = slice(first, first + at_once)
@@ -145,8 +158,37 @@ def sample_square_norms(
         inside = Segments(
             segment_R=segments.segment_R[rows] - first, expert_S=expert_S, sample_S=segments.sample_S[part]
         )
-        squares_S[part] = _squares(segment_outer(z_Rr[rows], g_RN[rows], inside), expert_S, mask_ErN)
-    return _by_sample(squares_S, segments, samples)
+        outer_SrN = segment_outer_reference(z_Rr[rows], g_RN[rows], inside)
+        squares_S[part] = _squares(outer_SrN, expert_S, mask_ErN)
+    return squares_S
+
+
+def _squares_by_length(
+    z_Rr: Tensor, g_RN: Tensor, expert_S: Tensor, ends_S: Tensor, mask_ErN: Tensor | None
+) -> Tensor:
+    """Squared norm of each segment, segments of one length together: one batched product for many, without padding."""
+    (_, r), (_, N) = z_Rr.shape, g_RN.shape
+    lengths_S = torch.diff(ends_S, prepend=ends_S.new_zeros(1))
+    order_S = torch.argsort(lengths_S, stable=True)
+    first_S = (ends_S - lengths_S).to(torch.int64)
+    at_once = max(1, _CACHED_BYTES // (r * N * z_Rr.dtype.itemsize))
+    # Every block of products takes the place of the last one, so it stays in the cache while it is squared.
+    room = z_Rr.new_empty(min(at_once, len(order_S)) * r * N)
+    squares, done = [], 0
+    lengths, counts = torch.unique_consecutive(lengths_S[order_S], return_counts=True)
+    for length, count in zip(lengths.tolist(), counts.tolist(), strict=True):
+        for start in range(done, done + count, at_once):
+            part_n = order_S[start : min(start + at_once, done + count)]
+            n = len(part_n)
+            row_R = (first_S[part_n].unsqueeze(1) + torch.arange(length, device=z_Rr.device)).flatten()
+            z_nrL = z_Rr.index_select(0, row_R).view(n, length, r).transpose(1, 2)
+            g_nLN = g_RN.index_select(0, row_R).view(n, length, N)
+            outer_nrN = torch.bmm(z_nrL, g_nLN, out=room[: n * r * N].view(n, r, N))
+            squares.append(_squares(outer_nrN, expert_S[part_n], mask_ErN))
+        done += count
+    squares_S = torch.empty(len(ends_S), dtype=torch.float64, device=z_Rr.device)
+    squares_S[order_S] = torch.cat(squares)
+    return squares_S
 
 
 def clipped_weight_gradient(
@@ -177,28 +219,13 @@ def clipped_weight_gradient(
     return grouped_outer_sum(z_RP, g_RN, ends_E)
 
 
-def weighted_segment_sum(outer_SrN: Tensor, weight_S: Tensor, segments: Segments, experts: int) -> Tensor:
-    """Sum kept segments' gradients by expert, each times its weight: `clipped_weight_gradient` where P was kept.
-
-    Returns:
-        (E, r, N); zero for an expert without rows.
-    """
-    weighted_SrN = outer_SrN * weight_S.to(outer_SrN.dtype).view(-1, 1, 1)
-    return ordered_sum(weighted_SrN, segments.expert_S, experts)
-
-
-def keeping_pays(rows: int, segments: int, rank: int, width: int) -> bool:
-    """Whether keeping every segment's gradient moves fewer bytes than reading all rows a second time."""
-    # Kept: written once and read twice. Not kept: z and g are read once more.
-    return 3 * segments * rank * width < rows * (rank + width)
-
-
 def _squares(outer_SrN: Tensor, expert_S: Tensor, mask_ErN: Tensor | None) -> Tensor:
-    """Sum of each segment's squared entries, (S,) float64."""
-    squares = outer_SrN.square()
+    """Sum of each segment's squared entries, (S,) float64; writes over the entries."""
+    squares = outer_SrN.square_()
     if mask_ErN is not None:
-        squares = squares * mask_ErN[expert_S]
-    return squares.flatten(1).sum(dim=1, dtype=torch.float64)
+        squares = squares.mul_(mask_ErN.index_select(0, expert_S))
+    # A row's sum is taken pairwise in its own type, within a few units of its last place; rows are added in float64.
+    return squares.sum(dim=2).sum(dim=1, dtype=torch.float64)
 
 
 def _by_sample(squares_S: Tensor, segments: Segments, samples: int) -> Tensor:

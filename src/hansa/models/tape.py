@@ -48,15 +48,23 @@ class DenseRecord:
     g_BTN: Tensor
 
     def square_norms(self, mask: Tensor | None) -> Tensor:  # noqa: D102
-        squares = torch.bmm(widened(self.z_BTZ).transpose(1, 2), widened(self.g_BTN)).square()
+        squares = self._outer_BZN.square()
         if mask is not None:
             squares = squares * mask
         return squares.flatten(1).sum(dim=1, dtype=torch.float64)
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:  # noqa: D102
+        if "_outer_BZN" in self.__dict__:
+            kept: Tensor = torch.tensordot(weights_B.to(self._outer_BZN.dtype), self._outer_BZN, dims=1)
+            return kept
         g_BTN = widened(self.g_BTN)
         weighted = g_BTN * weights_B.to(g_BTN.dtype).view(-1, 1, 1)
         return widened(self.z_BTZ).flatten(0, 1).t() @ weighted.flatten(0, 1)
+
+    @cached_property
+    def _outer_BZN(self) -> Tensor:
+        """Gradient of each sample: kept once the norms have asked for it, since the rank is small."""
+        return torch.bmm(widened(self.z_BTZ).transpose(1, 2), widened(self.g_BTN))
 
     def folded(self, sequences: int) -> Self:  # noqa: D102
         samples, tokens = len(self.z_BTZ) // sequences, sequences * self.z_BTZ.shape[1]

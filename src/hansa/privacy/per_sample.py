@@ -78,10 +78,10 @@ def clipped_sum(
         - A sample with a NaN or infinite gradient contributes zero.
         - Splitting a batch into parts and adding their sums gives the sum of the whole batch, up to rounding.
     """
-    positions = np.arange(layout.size) if support_K is None else support_K
     samples = len(features)
     if samples == 0:
-        return ClippedSum(sum_K=np.zeros(len(positions)), norms_B=np.zeros(0), dropped=0)
+        size = layout.size if support_K is None else len(support_K)
+        return ClippedSum(sum_K=np.zeros(size), norms_B=np.zeros(0), dropped=0)
     masks = None if support_K is None else layout.masks(support_K)
     tape = Tape()
     loss(model, features, labels, tape).sum().backward()  # type: ignore[no-untyped-call]
@@ -102,7 +102,8 @@ def clipped_sum(
         weights_B = clip_norm / (norms_B * _ROUNDING_ROOM).clamp(min=clip_norm)
     with torch.no_grad():
         flat = _weighted_sum(tape, layout, weights_B)
-    return ClippedSum(sum_K=flat[positions], norms_B=norms_B.numpy(), dropped=0)
+    on_support = flat if support_K is None else flat[support_K]
+    return ClippedSum(sum_K=on_support, norms_B=norms_B.numpy(), dropped=0)
 
 
 def _norms(tape: Tape, layout: TrainableLayout, samples: int, masks: dict[str, Tensor] | None) -> Tensor:
@@ -118,9 +119,7 @@ def _norms(tape: Tape, layout: TrainableLayout, samples: int, masks: dict[str, T
 
 def _weighted_sum(tape: Tape, layout: TrainableLayout, weights_B: Tensor) -> NDArray[np.float64]:
     """Weighted sum of the samples' gradients as a flat vector, (P,)."""
-    flat = np.zeros(layout.size)
+    flat = torch.empty(layout.size, dtype=torch.float64)
     for slot in layout.slots:
-        flat[slot.start : slot.stop] = (
-            tape.records[slot.name].weighted_sum(weights_B).double().flatten().numpy()
-        )
-    return flat
+        flat[slot.start : slot.stop] = tape.records[slot.name].weighted_sum(weights_B).flatten()
+    return flat.numpy()
