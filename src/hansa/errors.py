@@ -298,7 +298,9 @@ class LedgerMismatch(PolicyRefusal):
     """The ledger is of another participant, key or data set, or states ε at a larger δ than the study's."""
 
     code = "ledger_mismatch"
-    default_hint = "each data set has its own ledger; give the one of this data set, under the key that opened it"
+    default_hint = (
+        "each data set has its own ledger; give the one of this data set, under the key that opened it"
+    )
 
 
 class LayerMissing(PolicyRefusal):

@@ -139,7 +139,9 @@ class Ledger:
         if path.exists():
             self._file = read_ledger(path)
         else:
-            self._file = LedgerFile(history=History(name=path.name), whole_bytes=0, torn=b"", feed_missing=False)
+            self._file = LedgerFile(
+                history=History(name=path.name), whole_bytes=0, torn=b"", feed_missing=False
+            )
         opening = self.history.opening
         self.delta = delta if opening is None else opening.delta
         if opening is not None:
@@ -153,7 +155,12 @@ class Ledger:
     def _verify_owner(self, delta: float) -> None:
         opening, owner = self.history.opening, self._owner
         assert opening is not None  # noqa: S101
-        mine = {"participant": owner.participant, "public_key": owner.public_key, "data": owner.data, "unit": owner.unit}
+        mine = {
+            "participant": owner.participant,
+            "public_key": owner.public_key,
+            "data": owner.data,
+            "unit": owner.unit,
+        }
         words = {"public_key": "key", "data": "data set", "unit": "unit of privacy"}
         for name, value in mine.items():
             if getattr(opening, name) != value:
@@ -203,7 +210,12 @@ class Ledger:
             entries.insert(0, ("open", self._opening()))
         tree, previous, lines = self.history.tree.copy(), self.history.previous, []
         for name, values in entries:
-            common = {"kind": name, "sequence": tree.size, "previous": previous, "time": int(self._owner.now())}
+            common = {
+                "kind": name,
+                "sequence": tree.size,
+                "previous": previous,
+                "time": int(self._owner.now()),
+            }
             encoded = encode_entry(common | values)
             leaf = leaf_of(encoded)
             tree.append(leaf)

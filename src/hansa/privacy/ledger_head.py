@@ -104,7 +104,9 @@ def head_of_json(found: Mapping[str, Any]) -> TreeHead:
     return head
 
 
-def proof_as_json(head: TreeHead, signature: bytes, index: int, encoded: bytes, path: list[bytes]) -> dict[str, Any]:
+def proof_as_json(
+    head: TreeHead, signature: bytes, index: int, encoded: bytes, path: list[bytes]
+) -> dict[str, Any]:
     """Give the proof that an entry is in a ledger: the entry, its place, its path, and the signed tree head."""
     return {
         **head.as_json(signature),

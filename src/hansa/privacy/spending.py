@@ -59,7 +59,7 @@ def total_epsilon(steps: Mapping[Mechanism, int], delta: float) -> float:
 
 def _is_unbounded(noise_multiplier: float, sample_rate: float, steps: int) -> bool:
     """Tell whether the variance of the privacy loss, q² T (exp(1/σ²) - 1) or less, is beyond what is computed with."""
-    if steps == 0:
+    if steps == 0 or not sample_rate > 0.0:
         return False
     if noise_multiplier < 0.02:  # 1/σ² alone is above 2500
         return True
