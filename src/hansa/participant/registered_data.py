@@ -1,4 +1,4 @@
-"""A participant registers a table once per start: it gets the data set's commitment, under the salt that lies beside the ledgers."""
+"""A participant registers a table at each start: it gets its commitment, under the salt that lies beside the ledgers."""
 
 from collections.abc import Iterable
 from pathlib import Path

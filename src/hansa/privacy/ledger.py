@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hansa.errors import LedgerDamaged, LedgerMismatch
+from hansa.errors import LedgerDamaged, LedgerMismatch, ProofInvalid
 from hansa.privacy.ledger_format import (
     ACCOUNTANT,
     FORMAT,
@@ -176,6 +176,7 @@ class Ledger:
 
         Raises:
             LedgerDamaged: Somebody else has written to the file since it was read, or the entry is not one.
+            LedgerMismatch: The signer does not hold the owner's key; nothing was written.
             OSError: The disk does not take it; what is in the file now is found by reading it again.
         """
         found = self._file
@@ -226,11 +227,20 @@ class Ledger:
                 size=tree.size,
                 root=tree.root(),
             )
-            signature = self._owner.sign(SIGNED_AS, head.encode())
-            head.verify_signature(signature)  # a signer of another key must not spoil the file
+            signature = self._signature(head)
             lines.append(encode_line(encoded, head.root, signature))
             previous = leaf.hex()
         return lines
+
+    def _signature(self, head: TreeHead) -> bytes:
+        signature = self._owner.sign(SIGNED_AS, head.encode())
+        try:
+            head.verify_signature(signature)  # a signer of another key must not spoil the file
+        except ProofInvalid as error:
+            raise LedgerMismatch(
+                f"what was to be written to {self._path.name} is {error.message[6:]}"
+            ) from error
+        return signature
 
     def _opening(self) -> dict[str, Any]:
         return {
