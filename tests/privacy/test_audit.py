@@ -63,6 +63,16 @@ def test_epsilon_is_that_of_the_owner_by_round_by_study_and_in_all(opened: Opene
     assert audit_ledger(path, every_signature=False) == audit
 
 
+def test_epsilon_does_not_depend_on_the_order_of_the_mechanisms() -> None:
+    steps = {(1.0, 0.2): 2, (2.0, 0.1): 7, (1.5, 0.3): 1}
+    backwards = dict(reversed(steps.items()))
+    assert (
+        total_epsilon(steps, DELTA) == total_epsilon(backwards, DELTA) > total_epsilon({(1.0, 0.2): 2}, DELTA)
+    )
+    assert total_epsilon({}, DELTA) == 0.0
+    assert total_epsilon({**steps, (0.0, 0.2): 1}, DELTA) == math.inf
+
+
 def test_a_limit_that_was_met_exactly_is_respected_and_one_that_was_passed_is_not(opened: Opener) -> None:
     path = spend(opened(limit=epsilon(4)), 1, 2)
     assert audit_ledger(path).epsilon == epsilon(4)

@@ -124,6 +124,25 @@ def test_a_flipped_bit_in_any_byte_of_any_line_is_found(ledger: Path, lines: lis
             read_ledger(ledger)
 
 
+def test_the_last_signature_covers_every_entry_and_no_signature_before_it(
+    ledger: Path, lines: list[bytes]
+) -> None:
+    signature_bytes = 128
+    for number, line in enumerate(lines):
+        for place in range(0, len(line), 5):
+            flipped = line[:place] + bytes([line[place] ^ 1]) + line[place + 1 :]
+            ledger.write_bytes(b"".join([*lines[:number], flipped, *lines[number + 1 :]]))
+            with pytest.raises(LedgerDamaged):
+                read_ledger(ledger)
+            if len(line) - 3 - signature_bytes <= place < len(line) - 3 and number < len(lines) - 1:
+                continue
+            with pytest.raises(LedgerDamaged):
+                read_ledger(ledger, every_signature=False)
+    other = b"".join([*lines[:2], lines[2][:-131] + lines[1][-131:], *lines[3:]])
+    ledger.write_bytes(other)
+    assert read_ledger(ledger, every_signature=False).history.size == 5
+
+
 @pytest.mark.parametrize("every_signature", [True, False])
 def test_a_ledger_signed_again_with_another_key_is_refused(
     ledger: Path, lines: list[bytes], ledger_owner: Callable[..., LedgerOwner], every_signature: bool

@@ -116,8 +116,7 @@ def audit_ledger(
 
     Guarantees:
         - ε is that of `Budget` for the same entries.
-        - Any change of a line, a line left out, moved, repeated or added without the key is found; lines cut off at the end are
-          found where a tree head of them was kept.
+        - What `ledger.read_ledger` finds is found; lines cut off at the end are found where a tree head of them was kept.
     """
     # 1
     found = read(path, every_signature=every_signature)

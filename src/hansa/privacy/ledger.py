@@ -87,7 +87,9 @@ def read_ledger(path: Path, *, every_signature: bool = True) -> LedgerFile:
         OSError: The file cannot be read.
 
     Guarantees:
-        - Flipping any bit, removing, repeating, moving or re-signing any line but the last ones of a file is found.
+        - A bit flipped anywhere, a line removed, repeated, moved or signed by another key is found. Lines cut off at the end are
+          not: that takes a tree head of them. With the last signature only, a spoilt signature of an earlier line is not
+          found either; its entry is.
         - A piece of a line at the end takes nothing away from the lines before it.
     """
     data = path.read_bytes()
