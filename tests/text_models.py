@@ -114,7 +114,7 @@ def attend(attention: Any, x_TD: Tensor) -> Tensor:
 
 def serve(experts: Any, x: Tensor) -> Tensor:
     """One token through its experts and the shared one."""
-    values, chosen = (x @ merged(experts, "router")).topk(experts.top_k)
+    values, chosen = (x @ merged(experts, "router")).topk(experts.config.top_k)
     y = swiglu(x @ merged(experts, "shared_gate_up")) @ merged(experts, "shared_down")
     for gate, e in zip(values.softmax(0), chosen, strict=True):
         y = y + gate * (swiglu(x @ merged(experts, "gate_up")[e]) @ merged(experts, "down")[e])

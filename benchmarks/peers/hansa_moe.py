@@ -10,17 +10,18 @@ from hansa.kernels.swiglu import swiglu
 from peers.moe_case import Call, MoeCase, runner
 
 
-def prepare_ours(case: MoeCase, kind: str) -> Call:
+def layer(case: MoeCase, x_TD: Tensor, factors: tuple[Tensor, ...] | None) -> Tensor:
     """Route, spread, two grouped products, gather."""
+    routing = route(x_TD @ case.router_DE, case.top_k)
+    x_RD, ends_E = spread_tokens(x_TD, routing), routing.ends_E
+    if factors is None:
+        h_RF = swiglu(grouped_matmul(x_RD, case.gate_up_EDN, ends_E))
+        return gather_rows(grouped_matmul(h_RF, case.down_EFD, ends_E), routing)
+    a1, b1, a2, b2 = factors
+    h_RF = swiglu(grouped_lora(x_RD, case.gate_up_EDN, a1, b1, ends_E, 1.0)[0])
+    return gather_rows(grouped_lora(h_RF, case.down_EFD, a2, b2, ends_E, 1.0)[0], routing)
 
-    def layer(x_TD: Tensor, factors: tuple[Tensor, ...] | None) -> Tensor:
-        routing = route(x_TD @ case.router_DE, case.top_k)
-        x_RD, ends_E = spread_tokens(x_TD, routing), routing.ends_E
-        if factors is None:
-            h_RF = swiglu(grouped_matmul(x_RD, case.gate_up_EDN, ends_E))
-            return gather_rows(grouped_matmul(h_RF, case.down_EFD, ends_E), routing)
-        a1, b1, a2, b2 = factors
-        h_RF = swiglu(grouped_lora(x_RD, case.gate_up_EDN, a1, b1, ends_E, 1.0)[0])
-        return gather_rows(grouped_lora(h_RF, case.down_EFD, a2, b2, ends_E, 1.0)[0], routing)
 
-    return runner(case, kind, layer)
+def prepare_ours(case: MoeCase, kind: str) -> Call:
+    """The layer as a call of some kind."""
+    return runner(case, kind, lambda x_TD, factors: layer(case, x_TD, factors))

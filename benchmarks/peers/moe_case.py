@@ -124,7 +124,9 @@ def runner(case: MoeCase, kind: str, layer: Callable[[Tensor, tuple[Tensor, ...]
 
 
 def prepare_loop(case: MoeCase, kind: str) -> Call | None:
-    """A loop over experts with masks and additions in place, as eager implementations do it; experts frozen."""
+    """A loop over experts with masks and additions, adapters beside frozen weights; "lora" only, for transformers has the rest."""
+    if kind != "lora":
+        return None
     w1_E, w2_E = case.gate_up_EDN.unbind(0), case.down_EFD.unbind(0)
 
     def layer(x_TD: Tensor, factors: tuple[Tensor, ...] | None) -> Tensor:

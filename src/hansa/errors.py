@@ -579,7 +579,9 @@ class ResultExpired(ProtocolError):
     """The result of a finished round was asked for after the coordinator had removed it to keep within its bounds."""
 
     code = "result_expired"
-    default_hint = "this participant is too far behind to catch up; wait for a new epoch, or enrol again"
+    default_hint = (
+        "this participant is too far behind to catch up and is out of this study; others go on without it"
+    )
 
 
 class AggregateTagMismatch(ProtocolError):
@@ -598,7 +600,7 @@ class StateRollback(ProtocolError):
     """The others have seen this participant further than its own store says: an old copy was restored."""
 
     code = "state_rollback"
-    default_hint = "do not restore old copies of the store; join again in a new epoch"
+    default_hint = "never restore old copies of the store; this participant is out of this run of the study, start another one"
 
 
 class KeyRotationDue(ProtocolError):
@@ -708,7 +710,7 @@ class StoreDamaged(StateError):
     """The store was altered, cut short, or sealed under another key."""
 
     code = "store_damaged"
-    default_hint = "do not restore a backup; remove the store and join again in a new epoch"
+    default_hint = "do not restore a backup; keep the ledger, remove the store, and take part in the next run of the study"
 
 
 class StoreInUse(StateError):

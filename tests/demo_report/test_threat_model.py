@@ -1,9 +1,10 @@
 """What docs/threat-model.md says that can and cannot be done to the sum and to a round, done for real.
 
 Tests whose name begins with `test_limit` show what is not prevented. When one of them fails, the document must change
-with it.
+with it. What a whole study cannot prevent is in `test_limits.py`.
 """
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,9 @@ from hansa.errors import (
     AlreadyReleased,
     CohortTooSmall,
     MalformedCiphertext,
+    NotEnoughConsents,
     NotEnoughShares,
+    PackageReuse,
     RosterEquivocation,
 )
 from hansa.secure_agg.aggregator import RoundAggregator
@@ -33,6 +36,7 @@ from hansa.secure_agg.participant import RoundMachine
 from hansa.secure_agg.relay import EpochRelay, PackageBoard
 from hansa.secure_agg.store import MemoryStore
 from hansa.secure_agg.tag import SumTag
+from hansa.secure_agg.unmasking import unmask
 
 NAMES = ("bank-1", "bank-2", "bank-3", "bank-4")
 MODEL, HISTORY = b"m" * 32, bytes(32)
@@ -44,9 +48,8 @@ ROSTER = Roster(
 )
 
 
-def enter(terms: Terms) -> tuple[dict[str, Epoch], dict[str, RoundMachine]]:
+def enter(terms: Terms, stores: dict[str, MemoryStore]) -> tuple[dict[str, Epoch], dict[str, RoundMachine]]:
     """Play the set-up of an epoch; return what each member holds, and its machine for the rounds."""
-    stores = {name: MemoryStore() for name in NAMES}
     setups = {
         name: EpochSetup(
             participant=name, identity=IDENTITIES[name], roster=ROSTER, terms=terms, epoch=1, store=stores[name]
@@ -84,7 +87,8 @@ class Consortium:
     def __init__(self, mode: str) -> None:
         self.terms = Terms(participants=len(NAMES), mode=mode)
         self.count = self.terms.layout.capacity(1)
-        self.epochs, self.machines = enter(self.terms)
+        self.stores = {name: MemoryStore() for name in NAMES}
+        self.epochs, self.machines = enter(self.terms, self.stores)
         self.board = PackageBoard(ROSTER, self.terms, 1)
         self.aggregator = None
 
@@ -250,20 +254,67 @@ def test_limit_a_coordinator_with_the_keys_of_a_member_can_add_known_numbers_to_
         np.testing.assert_array_equal(total, attempt.total + change)
 
 
-def test_limit_one_member_that_masks_wrongly_stops_the_round_for_all_and_is_not_named(consortium):
+def test_limit_one_member_that_masks_wrongly_spoils_the_sum_for_all_and_is_not_named(consortium):
     attempt = consortium.uploaded(wrongly=NAMES[3])
     with pytest.raises(AggregateTagMismatch) as caught:
         consortium.open(attempt.headers, attempt.aggregate)
     assert not any(name in caught.value.message for name in NAMES)
 
 
-def test_limit_after_a_failed_sum_the_model_state_is_spent():
+def test_after_a_failed_sum_the_model_state_is_spent_and_t_voids_lead_to_the_next_one():
     consortium = Consortium(QUORUM)
     attempt = consortium.uploaded(wrongly=NAMES[3])
     with pytest.raises(AggregateTagMismatch):
         consortium.open(attempt.headers, attempt.aggregate)
     with pytest.raises(AlreadyReleased):
         consortium.begin(1, NAMES[:3])
+    voids = []
+    for name in NAMES[:3]:  # the one that masked wrongly need not sign
+        if name != NAMES[0]:
+            releases = [consortium.machines[other].release for other in NAMES]
+            with pytest.raises(AggregateTagMismatch):
+                consortium.machines[name].unmask(releases)
+        voids.append(consortium.machines[name].void())
+    machine = consortium.machines[NAMES[0]]
+    with pytest.raises(NotEnoughConsents):
+        machine.skip(1, 0, voids[:2], transcript=HISTORY)
+    assert machine.skip(1, 0, voids, transcript=HISTORY) != HISTORY
+
+
+def test_limit_who_colludes_opens_the_true_sum_of_a_round_that_the_others_leave_behind():
+    consortium = Consortium(QUORUM)
+    attempt = consortium.uploaded()
+    false = added(*list(attempt.uploads.values())[:3])
+    releases = [consortium.machines[name].answer(attempt.headers, false) for name in NAMES]
+    for name in NAMES:
+        with pytest.raises(AggregateTagMismatch):
+            consortium.machines[name].unmask(releases)
+    colluder = consortium.machines[NAMES[0]]
+    view = dataclasses.replace(colluder._view, aggregate=attempt.aggregate)  # what the coordinator kept
+    opened = unmask(colluder._epoch, colluder._attempt, view, consortium.count, releases)
+    np.testing.assert_array_equal(opened.total, attempt.total)
+
+
+def test_limit_a_store_that_was_put_back_is_not_noticed_where_newer_packages_are_hidden():
+    consortium = Consortium(QUORUM)
+    victim, others = NAMES[0], NAMES[1:]
+    first, _ = consortium.machines[victim].packages()[0]
+    copy = MemoryStore()
+    copy._values = dict(consortium.stores[victim]._values)
+    attempt = consortium.uploaded()
+    for name in others:
+        for signed, blobs in consortium.machines[name].packages(consortium.board.handed_out(name)):
+            consortium.board.accept(signed, blobs)
+    packages, shares = consortium.board.take(NAMES)
+    shown = [first if Envelope.decode(data).sender == victim else data for data in packages]
+    for name in others:  # every honest member notices
+        with pytest.raises(PackageReuse):
+            consortium.machines[name].start(1, 1, shown, shares[name], model_hash=MODEL, transcript=HISTORY)
+    machine = RoundMachine(epoch=consortium.epochs[victim], identity=IDENTITIES[victim], store=copy)
+    machine.verify_not_rolled_back(shown)
+    machine.start(1, 1, shown, shares[victim], model_hash=MODEL, transcript=HISTORY)
+    header, _ = machine.protect(np.zeros(consortium.count, dtype=np.int64))
+    assert header not in attempt.headers  # a second upload with the secrets of one package
 
 
 def test_limit_a_sum_with_other_noise_is_opened_so_a_round_answers_one_bit_about_the_key(consortium):

@@ -12,7 +12,7 @@ from torch import Tensor
 from hansa.kernels.routing import Routing, route
 
 PROPERTY = settings(deadline=None, max_examples=60, derandomize=True)
-SCORES = ["softmax", "sigmoid", "softmax-after-top-k"]
+SCORES = ["softmax", "sigmoid", "softmax_after_top_k"]
 
 
 def softmax(values: list[float]) -> list[float]:
@@ -39,7 +39,7 @@ def one_token(
     scores = {
         "softmax": softmax(logits),
         "sigmoid": [1 / (1 + math.exp(-x)) for x in logits],
-        "softmax-after-top-k": logits,
+        "softmax_after_top_k": logits,
     }[score]
     select = [s + b for s, b in zip(scores, bias or [0.0] * len(scores), strict=True)]
     if groups > 1:
@@ -49,7 +49,7 @@ def one_token(
         select = [s if e // size in ranked else -math.inf for e, s in enumerate(select)]
     chosen = best(select, top_k)
     gates = [scores[e] for e in chosen]
-    if score == "softmax-after-top-k":
+    if score == "softmax_after_top_k":
         gates = softmax(gates)
     elif renormalise:
         gates = [gate / sum(gates) for gate in gates]

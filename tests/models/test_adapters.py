@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hansa.models import adapters
 from hansa.models.adapters import orthonormal_factor
 from hansa.models.tape import Tape
 from hansa.models.transformer import FeatureTransformer
@@ -116,3 +117,25 @@ def test_the_mean_of_updates_is_the_update_of_the_mean(
     factors = [torch.randn(4, 8, dtype=torch.float64) for _ in range(5)]
     mean_of_products = torch.stack([linear.factor_A @ factor for factor in factors]).mean(0)
     torch.testing.assert_close(linear.factor_A @ torch.stack(factors).mean(0), mean_of_products)
+
+
+@pytest.mark.parametrize("train_factor_A", [False, True])
+def test_wide_experts_keep_their_adapters_apart_and_give_the_same(
+    small_model: Callable[..., FeatureTransformer],
+    small_rows: Callable[..., Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    train_factor_A: bool,
+) -> None:
+    model, weights_B = small_model(train_factor_A=train_factor_A), torch.rand(5, dtype=torch.float64)
+    found = []
+    for small in (1 << 20, 0):
+        monkeypatch.setattr(adapters, "_SMALL_WEIGHT", small)
+        tape, rows = Tape(), small_rows(5)
+        output = model(rows, tape)
+        output.sum().backward()
+        records = [tape.records[name] for name in sorted(tape.records)]
+        sums = [record.weighted_sum(weights_B) for record in records]
+        found.append([output, *(record.square_norms(None) for record in records), *sums])
+    assert len(found[0]) > 12
+    for merged, apart in zip(*found, strict=True):
+        torch.testing.assert_close(apart, merged, rtol=1e-12, atol=1e-12)

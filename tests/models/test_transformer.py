@@ -72,7 +72,7 @@ def test_experts_and_all_their_gradients_equal_a_loop_over_tokens(small_model: M
         return gate * gate.sigmoid() * up
 
     def serve(x: Tensor) -> Tensor:
-        values, chosen = (x @ experts.router).topk(experts.top_k)
+        values, chosen = (x @ experts.router).topk(experts.config.top_k)
         y = swiglu(x @ experts.shared_gate_up) @ experts.shared_down
         for gate, e in zip(values.softmax(0), chosen, strict=True):
             up = experts.gate_up[e] + experts.scale * experts.factor_A_in[e] @ experts.gate_up_B[e]

@@ -305,10 +305,13 @@ def test_replayed_and_misplaced_messages_change_nothing(house):
     asks["query.unmask"] = AT | {"releases": releases}
     results = [house.ask(name, "query.unmask", **asks["query.unmask"])["result"] for name in house.nodes]
     digest = house.digests()
-    assert answers("train", *later) == ["stale_round", *["out_of_order"] * 4, "malformed_message"]
+    opened = [None, None]  # its confirmation again, from either step: the answer may have been lost
+    assert answers("train", *later) == [
+        "stale_round", "out_of_order", "out_of_order", *opened, "malformed_message",
+    ]  # fmt: skip
     asks["query.close"] = AT | {"results": results}
     for name in house.nodes:
         assert house.ask(name, "query.close", **asks["query.close"]) == {"closed": True}
-    assert answers("train", *later) == ["stale_round", *["out_of_order"] * 5]
+    assert answers("train", *later) == ["stale_round", *["out_of_order"] * 4, None]
     assert house.digests() == digest
     assert house.nodes["bank-1"].state.round == 1

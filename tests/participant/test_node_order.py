@@ -84,7 +84,12 @@ def test_steps_come_in_their_order_and_each_once(house):
     results = [result for result, _ in opened]
     for _, made in opened:
         house.post(made)
-    refused(errors.OutOfOrder, "unmask", 1, 0, releases)
+    digests = house.digests()
+    assert (
+        house.nodes["bank-1"].unmask(1, 0, releases)[0] == results[0]
+    )  # the same answer, whatever the request holds
+    assert house.digests() == digests
+    refused(errors.OutOfOrder, "unmask", 1, 1, releases)
     refused(errors.OutOfOrder, "answer", 1, 0)
     packages, shares = house.begin(2)
     refused(errors.StaleRound, "train", 1, 1, packages, shares["bank-1"])
@@ -92,7 +97,10 @@ def test_steps_come_in_their_order_and_each_once(house):
     refused(errors.OutOfOrder, "close", 2, 0, results)
     for node in house.nodes.values():
         node.close(1, 0, results)
-    refused(errors.OutOfOrder, "close", 1, 0, results)
+    house.nodes["bank-1"].close(1, 0, results)  # the answer was lost
+    refused(errors.CohortMismatch, "close", 1, 0, results[:2])
+    refused(errors.StaleRound, "close", 1, 1, results)
+    refused(errors.OutOfOrder, "unmask", 1, 0, releases)
     house.close(2)
     packages, shares = house.begin(3)
     refused(errors.OutOfOrder, "train", 3, 0, packages, shares["bank-1"])  # the study has two rounds
@@ -107,9 +115,12 @@ def test_strict_mode_has_neither_releases_nor_certificates_and_opens_once(strict
     refused(errors.OutOfOrder, "unmask", 1, 0, JUNK)
     refused(errors.OutOfOrder, "catch_up", 1, 0, house.packages, JUNK)
     results = [node.open(1, 0)[0] for node in house.nodes.values()]
-    refused(errors.OutOfOrder, "open", 1, 0)
+    digests = house.digests()
+    assert house.nodes["bank-1"].open(1, 0)[0] == results[0]  # the answer was lost
+    assert house.digests() == digests
     for node in house.nodes.values():
         node.close(1, 0, results)
+    refused(errors.OutOfOrder, "open", 1, 0)
     assert len(house.digests()) == 1
 
 

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from hansa import errors
-from hansa.participant import local_update
-from hansa.participant import node as node_module
+from hansa.participant import local_update, node_core
 from hansa.participant.node_state import Progress, load_state, load_update, save_state
 from hansa.participant.shared_state import SharedState
 from hansa.secure_agg.store import MemoryStore
@@ -93,7 +92,7 @@ def test_a_crash_while_a_round_is_applied_leaves_the_old_state_or_the_new_one(
         elif point == "commit":
             patched.setattr(node.budget, "commit", die)
         else:
-            patched.setattr(local_update if point == "drop_update" else node_module, point, die)
+            patched.setattr(local_update if point == "drop_update" else node_core, point, die)
         with pytest.raises(KeyboardInterrupt):
             node.unmask(1, 0, releases)
     opened = [house.nodes[name].unmask(1, 0, releases) for name in house.names if name != VICTIM]
@@ -117,6 +116,64 @@ def test_a_crash_while_a_round_is_applied_leaves_the_old_state_or_the_new_one(
         house.nodes[name].close(1, 0, [result for result, _ in opened])
     house.close(2)
     assert len(house.digests()) == 1
+
+
+class FullDisk:
+    """A store on which a record cannot be written, so many times."""
+
+    def __init__(self, store, key, times=1):
+        self._store, self._key, self._times = store, key, times
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    def put(self, key, value):
+        if key == self._key and self._times:
+            self._times -= 1
+            raise errors.StoreNotWritable("the disk is full")
+        self._store.put(key, value)
+
+
+def test_a_state_that_could_not_be_kept_was_not_applied(house):
+    """The coordinator asks again when there is room: applied twice, the state would be another than everybody's."""
+    releases = house.answer()
+    node, before = house.nodes[VICTIM], house.digests()
+    node._store = FullDisk(house.stores[VICTIM], "node/state")
+    with pytest.raises(errors.StoreNotWritable):
+        node.unmask(1, 0, releases)
+    assert {node.state.digest(house.study.id)} == before
+    results = [member.unmask(1, 0, releases)[0] for member in house.nodes.values()]
+    assert len(house.digests()) == 1
+    for member in house.nodes.values():
+        member.close(1, 0, results)
+
+
+def test_a_round_that_was_caught_up_and_not_kept_is_caught_up_again(house):
+    releases = house.answer()
+    node, before = house.nodes[VICTIM], house.digests()
+    node._store = FullDisk(house.stores[VICTIM], "node/state")
+    with pytest.raises(errors.StoreNotWritable):
+        node.catch_up(1, 0, house.packages, releases)
+    assert {node.state.digest(house.study.id)} == before
+    node.catch_up(1, 0, house.packages, releases)
+    kept, _ = load_state(house.stores[VICTIM], node.state)
+    assert kept.digest(house.study.id) == node.state.digest(house.study.id)
+
+
+def test_epoch_and_machine_change_together(house, monkeypatch):
+    """The group key chooses a support and the machine opens its sum; the disk fails between the two."""
+    votes = house.voted()
+    node = house.nodes[VICTIM]
+    with monkeypatch.context() as patched:
+        patched.setattr(node.membership, "_machine_of", _disk_full)
+        with pytest.raises(errors.StoreNotWritable):
+            node.enter(votes)
+    assert not node.membership.has_entered
+    assert house.restart(VICTIM).membership.has_entered
+
+
+def _disk_full(*_):
+    raise errors.StoreNotWritable("the disk is full")
 
 
 def test_only_the_certificate_of_the_round_that_was_applied_closes_it(house):

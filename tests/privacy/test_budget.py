@@ -2,6 +2,7 @@
 
 import math
 import os
+import resource
 import stat
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hansa.errors import BudgetExhausted, LedgerDamaged, LedgerMismatch
+from hansa.errors import BudgetExhausted, LedgerDamaged, LedgerMismatch, StoreNotWritable
 from hansa.privacy.accounting import epsilon_of
 from hansa.privacy.budget import Budget, Spending
 from hansa.privacy.ledger import LedgerOwner
@@ -166,6 +167,22 @@ def test_a_reservation_that_did_not_reach_the_disk_does_not_return(
     with pytest.raises(LedgerDamaged):  # nobody knows what is on the disk; reopen to see
         budget.reserve(replace(ROUND, round=2))
     assert open_budget(ledger).epsilon() == epsilon(4)
+
+
+def test_a_full_disk_leaves_the_ledger_as_it_was(open_budget: Callable[..., Budget], ledger: Path) -> None:
+    budget = open_budget(ledger)
+    budget.reserve(ROUND)
+    before = ledger.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, hard))
+    try:
+        with pytest.raises(StoreNotWritable):
+            budget.reserve(replace(ROUND, round=2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ledger.read_bytes() == before
+    budget.reserve(replace(ROUND, round=2))
+    assert open_budget(ledger).epsilon() == budget.epsilon() == epsilon(4)
 
 
 def test_a_reservation_that_another_writer_has_overtaken_is_refused(

@@ -1,6 +1,7 @@
 """Two processes race for the last round, and processes are killed between reserve, train and commit: nothing is under-counted."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hansa.errors import LedgerDamaged
+from hansa.errors import StoreNotWritable
 from hansa.privacy.accounting import epsilon_of
 from hansa.privacy.budget import Budget, Spending
 from hansa.privacy.ledger import LedgerOwner, read_ledger
@@ -110,35 +111,20 @@ def test_a_process_that_is_killed_never_under_counts(
     assert budget.reserve(replace(ROUND, round=2)) == epsilon(2 * rounds + 2)
 
 
-def test_a_disk_that_takes_half_a_line_loses_nothing(
-    ledger: Path, ledger_owner: Callable[..., LedgerOwner], monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_at_a_torn_line_keeps_what_is_to_be_noted(
+    ledger: Path, ledger_owner: Callable[..., LedgerOwner]
 ) -> None:
+    Budget(ledger, epsilon_limit=9.0, delta=DELTA, owner=ledger_owner()).reserve(ROUND)
+    whole = ledger.read_bytes()
+    ledger.write_bytes(whole + b"torn")
     budget = Budget(ledger, epsilon_limit=9.0, delta=DELTA, owner=ledger_owner())
-    budget.reserve(ROUND)
-    real = os.fdopen
-
-    class Half:
-        def __init__(self, file: object) -> None:
-            self.file = file
-
-        def __enter__(self) -> "Half":
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            self.file.close()
-
-        def fileno(self) -> int:
-            return self.file.fileno()
-
-        def write(self, data: bytes) -> int:
-            return self.file.write(data[: len(data) // 2])
-
-    with monkeypatch.context() as broken:
-        broken.setattr(os, "fdopen", lambda *arguments, **named: Half(real(*arguments, **named)))
-        with pytest.raises(OSError, match="only a part"):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, hard))
+    try:
+        with pytest.raises(StoreNotWritable):
             budget.reserve(replace(ROUND, round=2))
-    with pytest.raises(LedgerDamaged, match="changed by somebody else"):
-        budget.reserve(replace(ROUND, round=2))
-    again = Budget(ledger, epsilon_limit=9.0, delta=DELTA, owner=ledger_owner())
-    assert again.epsilon() == epsilon(2)
-    assert again.reserve(replace(ROUND, round=2)) == epsilon(4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert ledger.read_bytes() == whole
+    assert budget.reserve(replace(ROUND, round=2)) == epsilon(4)
+    assert read_ledger(ledger).history.torn == [3]

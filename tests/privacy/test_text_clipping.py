@@ -133,10 +133,11 @@ def test_every_gate_and_norm_equals_the_model_one_text_at_a_time(
     check(model, layout, text, text, next_token_loss, gradients(layout, model, losses))
 
 
-def test_latent_attention_too(texts: ModuleType) -> None:
+@pytest.mark.parametrize("value_dim", [6, 8, 12])
+def test_latent_attention_too(texts: ModuleType, value_dim: int) -> None:
     from hansa.models.config import Latent
 
-    sizes = Latent(kv_rank=8, query_rank=8, plain_dim=4, rope_dim=4, value_dim=6)
+    sizes = Latent(kv_rank=8, query_rank=8, plain_dim=4, rope_dim=4, value_dim=value_dim)
     model = texts.text_model(latent=sizes, kv_heads=0)
     layout = texts.layout_of(model)
     text = texts.some_text()

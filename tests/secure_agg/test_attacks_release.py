@@ -222,6 +222,20 @@ def test_releases_that_are_not_those_of_the_roster_are_refused(house):
     np.testing.assert_array_equal(machine.unmask(releases).total, round_.expected())
 
 
+@pytest.mark.parametrize("sealed", [176, 144], ids=["of its length", "of another"])
+def test_a_release_that_does_not_open_is_left_out_while_t_others_do(house, sealed):
+    """Its holder would otherwise keep everybody from the sum, after all shares were released for it."""
+    members = house(5)
+    round_ = members.uploaded()
+    releases = members.released(round_)
+    broken = _resigned(members, Release, releases[1], sealed_shares=bytes(sealed))
+    opened = members.machines[VICTIM].unmask([releases[0], broken, *releases[2:]])
+    np.testing.assert_array_equal(opened.total, round_.expected())
+    assert opened.faulty_holders == ("bank-001",)
+    with pytest.raises(GroupSealInvalid):
+        members.machines[VICTIM].unmask([releases[0], broken, *releases[2:4]])
+
+
 def test_an_upload_that_the_store_does_not_know_is_a_rollback(house):
     members = house(5)
     backup = members.stores[VICTIM].copy()

@@ -42,8 +42,11 @@ class Epochs:
         self.number = 0
         self.board = PackageBoard(roster, terms, 0)
 
-    def enter(self) -> None:
+    def enter(self, before: Callable[[], object] = lambda: None) -> None:
         """Set up the next epoch and leave the running one.
+
+        Args:
+            before: Called before each set-up that is tried: what has to be done under the old keys.
 
         Raises:
             ParticipantLost: A member did not answer, in any of the set-ups that were tried; the first one's reason.
@@ -51,6 +54,7 @@ class Epochs:
         """
         first: ParticipantLost | None = None
         for _ in range(MOST_SETUPS):
+            before()
             try:
                 self._set_up(self.number + 1)
             except ParticipantLost as lost:

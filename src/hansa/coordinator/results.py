@@ -104,7 +104,7 @@ class RoundResults:
                 if size != self._counts[at] * EXPANDED_BYTES:
                     raise StoreDamaged(
                         f"the result of round {at[0]} was altered on disk: it has {size} bytes",
-                        hint="find out who writes to the coordinator's folder; members can enrol again",
+                        hint="find out who writes to the coordinator's folder; members that need this result are out of this run",
                     )
                 while ciphertext := file.read(EXPANDED_BYTES):
                     yield ciphertext
@@ -112,7 +112,7 @@ class RoundResults:
             self.headers(at)  # it was forgotten in between, or
             raise StoreDamaged(
                 f"the result of round {at[0]} was removed from the disk",
-                hint="find out who writes to the coordinator's folder; members can enrol again",
+                hint="find out who writes to the coordinator's folder; members that need this result are out of this run",
             ) from None
 
     def forget(self, before_round: int) -> None:

@@ -26,7 +26,14 @@ from hansa.coordinator.epochs import Epochs
 from hansa.coordinator.exchange import Exchange, Reply, one
 from hansa.coordinator.expectations import Expectations
 from hansa.coordinator.results import KEPT_ROUNDS
-from hansa.errors import Error, MalformedMessage, ParticipantLost, ParticipantRefused, ProtocolError
+from hansa.errors import (
+    Error,
+    MalformedMessage,
+    ParticipantLost,
+    ParticipantRefused,
+    ProtocolError,
+    RosterTooSmall,
+)
 from hansa.secure_agg.aggregator import RoundAggregator
 from hansa.secure_agg.attempt import verify_results
 from hansa.secure_agg.identity import Roster
@@ -158,7 +165,7 @@ class RoundLoop:
         first: ParticipantLost | None = None
         for attempt in range(MOST_ATTEMPTS):
             self._catch_up(round_index - 1)
-            self._renew_keys()
+            self._renew_keys(round_index - 1)
             try:
                 return attempt, self._attempt(round_index, attempt)
             except _TooFew as failed:
@@ -167,11 +174,14 @@ class RoundLoop:
                     break
         raise first or ParticipantLost("no attempt was made")
 
-    def _renew_keys(self) -> None:
-        """Enter another epoch where the keys of this one have served their rounds or failed twice."""
+    def _renew_keys(self, last_round: int) -> None:
+        """Enter another epoch where the keys of this one have served their rounds or failed twice.
+
+        A round is caught up under the keys of its own epoch or never, so members that are back are asked first.
+        """
         served = bool(self._rounds_per_epoch) and self._epoch_rounds >= self._rounds_per_epoch
         if served or self._failures >= MOST_FAILURES:
-            self._epochs.enter()
+            self._epochs.enter(before=lambda: self._catch_up(last_round))
             self._epoch_rounds = self._failures = 0
 
     # -- an attempt --------------------------------------------------------------------------------------
@@ -192,7 +202,7 @@ class RoundLoop:
         lost |= aggregator.refused
         alive = [name for name in aggregator.contributors if name not in lost]
         self._enough(alive, at, lost)
-        self._aggregation.close()
+        self._close(at)
         # R2 to R5
         opened = self._open_strictly if self._terms.strict else self._open
         replies, lost = opened(at, aggregator, alive, packages)
@@ -200,6 +210,14 @@ class RoundLoop:
             left = self._catch_up(round_index)
             return _Ended(contributors=aggregator.contributors, finished=left, void=True)
         return _Ended(contributors=aggregator.contributors, finished=self._confirm(at, replies, lost))
+
+    def _close(self, at: tuple[int, int]) -> None:
+        """Close the roster. Uploads may have come from T members and agree among fewer."""
+        try:
+            self._aggregation.close()
+        except RosterTooSmall as error:
+            lost = ParticipantLost(f"round {at[0]} has no roster: {error.message}")
+            raise _TooFew(lost, may_try_again=True) from error
 
     def _open(
         self,
@@ -209,22 +227,18 @@ class RoundLoop:
         packages: list[bytes],
     ) -> tuple[dict[str, Reply], dict[str, Error]]:
         """Steps R2 to R5 in quorum mode. From the certificate on the round has a result: nothing undoes it."""
-        answers, lost = self._ask("query.answer", alive, ("answer",), at)
-        self._take(aggregator, answers, lost)
+        answered, lost = self._answers(aggregator, "query.answer", alive, at)
         if aggregator.needs_consents:
-            self._enough([name for name in answers if name not in lost], at, lost)
+            self._enough(answered, at, lost)
             consents = aggregator.consents()
-            standing = [name for name in answers if name not in lost]
-            answers, more = self._ask("query.consents", standing, ("answer",), at, consents=consents)
+            answered, more = self._answers(aggregator, "query.consents", answered, at, consents=consents)
             lost |= more
-            self._take(aggregator, answers, lost)
-        releasing = [name for name in answers if name not in lost]
-        self._enough(releasing, at, lost)
+        self._enough(answered, at, lost)
         releases = aggregator.releases()
         self._certificates[at[0]] = _Certificate(
             attempt=at[1], packages=packages, releases=releases, voids=[]
         )
-        return self._ask("query.unmask", releasing, _OPENED, at, releases=releases)
+        return self._ask("query.unmask", answered, _OPENED, at, releases=releases)
 
     def _open_strictly(
         self,
@@ -245,10 +259,15 @@ class RoundLoop:
     def _void(self, at: tuple[int, int], lost: Mapping[str, Error]) -> bool:
         """Step R5: ask those that did not open the sum whether it cannot be opened; T of them end the round."""
         replies, _ = self._ask("query.void", list(lost), ("void",), at)
-        voids = []
+        said: dict[tuple[int, int, bytes, bytes, bytes], list[bytes]] = {}
         for name, reply in replies.items():
             with suppress(ProtocolError):
-                voids.append(self._own(name, reply, "void", Void))
+                signed = self._own(name, reply, "void", Void)
+                body = open_signed(signed, Void, self._roster, self._epochs.number)
+                what = (body.round, body.attempt, body.cohort_hash, body.roster_hash, body.transcript)
+                said.setdefault(what, []).append(signed)
+        # Members take voids only if all say the same: one that says something else would keep the round for everybody.
+        voids = max(said.values(), key=len, default=[])
         if len(voids) < self._terms.threshold:
             return False
         self._failures += 1
@@ -303,7 +322,7 @@ class RoundLoop:
                 with suppress(ProtocolError):  # it stays behind, and is asked again before the next round
                     self._epochs.post(reply)
                     self._at[name] = round_index
-        # A member that stays away longer than results are kept has to wait for a new epoch.
+        # A member that stays away longer than results are kept is out of this study: nobody else gives it the state.
         slowest = max(min(self._at.values()), last_round - KEPT_ROUNDS)
         self._certificates = {r: c for r, c in self._certificates.items() if r > slowest}
         self._aggregation.forget(slowest + 1)
@@ -349,13 +368,31 @@ class RoundLoop:
         """Whether somebody may have applied the round: then no other attempt can be its result."""
         return round_index in self._certificates or round_index in self._opened
 
-    def _take(
-        self, aggregator: RoundAggregator, answers: Mapping[str, Reply], lost: dict[str, Error]
-    ) -> None:
-        """Take consents and releases; a member whose answer is not accepted counts as lost."""
-        for name, reply in answers.items():
-            try:
-                if aggregator.accept_answer(one(reply, "answer")) != name:
-                    raise MalformedMessage(f"{name} passed on the answer of another member")
-            except ProtocolError as error:
-                lost[name] = error
+    def _answers(
+        self,
+        aggregator: RoundAggregator,
+        kind: str,
+        members: Collection[str],
+        at: tuple[int, int],
+        **signed: list[bytes],
+    ) -> tuple[list[str], dict[str, Error]]:
+        """Collect consents or releases; a member whose answer is not accepted counts as lost.
+
+        Whoever has released for a model state serves no other attempt at it (I2), also where its release was lost. So below T the
+        others are asked again, before this attempt is given up.
+        """
+        answered: list[str] = []
+        lost: dict[str, Error] = {}
+        for _ in range(MOST_ATTEMPTS):
+            asked = [name for name in members if name not in answered]
+            answers, lost = self._ask(kind, asked, ("answer",), at, **signed)
+            for name, reply in answers.items():
+                try:
+                    if aggregator.accept_answer(one(reply, "answer")) != name:
+                        raise MalformedMessage(f"{name} passed on the answer of another member")
+                    answered.append(name)
+                except ProtocolError as error:
+                    lost[name] = error
+            if len(answered) >= self._terms.threshold:
+                break
+        return answered, lost

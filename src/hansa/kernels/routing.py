@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hansa.kernels.dispatch import on_triton
 
-Score = Literal["softmax", "sigmoid", "softmax-after-top-k"]
+Score = Literal["softmax", "sigmoid", "softmax_after_top_k"]
 _SUM_FLOOR = (
     1e-20  # keeps gates finite where every chosen sigmoid is zero; far below the last digit of any other sum
 )
@@ -72,7 +72,7 @@ def route(
     logits_TE: Tensor,
     top_k: int,
     *,
-    score: Score = "softmax-after-top-k",
+    score: Score = "softmax_after_top_k",
     bias_E: Tensor | None = None,
     groups: int = 1,
     top_groups: int = 1,
@@ -86,11 +86,11 @@ def route(
         logits_TE: Router logits, (T, E), any float type; worked on in float32 at least.
         top_k: Experts a token, 1 ≤ top_k ≤ E.
         score: What the gates are made of: the softmax over all experts, the sigmoid, or the softmax over the chosen logits.
-        bias_E: Added to the scores for the choice only (to the logits for "softmax-after-top-k"); the gates do not see it.
+        bias_E: Added to the scores for the choice only (to the logits for "softmax_after_top_k"); the gates do not see it.
         groups: Groups of neighbouring experts.
         top_groups: Groups that a token may choose from; the others count as -inf.
         group_best: Best scores of a group whose sum ranks it, 1 or 2.
-        renormalise: Divide the gates by their sum; "softmax-after-top-k" is normal already.
+        renormalise: Divide the gates by their sum; "softmax_after_top_k" is normal already.
         scaling: Factor of the gates.
 
     Returns:
@@ -172,7 +172,7 @@ def _selection(logits_TE: Tensor, score: Score, bias_E: Tensor | None, limit: Gr
     """What the choice goes by."""
     # Softmax and sigmoid keep the order of the logits, so the scores are needed only where something is added to them.
     select_TE = logits_TE.detach()
-    if score != "softmax-after-top-k" and (bias_E is not None or limit.count > 1):
+    if score != "softmax_after_top_k" and (bias_E is not None or limit.count > 1):
         select_TE = torch.softmax(select_TE, dim=1) if score == "softmax" else torch.sigmoid(select_TE)
     return select_TE if bias_E is None else select_TE + bias_E
 
@@ -184,7 +184,7 @@ def _gates(logits_TE: Tensor, expert_TK: Tensor, score: Score, renormalise: bool
         gates_TK = torch.sigmoid(logits_TE.gather(1, expert_TK))
     else:
         gates_TK = torch.softmax(logits_TE.gather(1, expert_TK), dim=1)
-    if renormalise and score != "softmax-after-top-k":
+    if renormalise and score != "softmax_after_top_k":
         gates_TK = gates_TK / (gates_TK.sum(dim=1, keepdim=True) + _SUM_FLOOR)
     return gates_TK if scaling == 1.0 else gates_TK * scaling
 

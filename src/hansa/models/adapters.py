@@ -9,7 +9,6 @@ Shape suffixes: B samples, T tokens, D in, N out, r rank, R expert-sorted rows, 
 """
 
 import hashlib
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,11 +16,11 @@ from torch import Tensor
 
 from hansa import labels
 from hansa.kernels.grouped import grouped_matmul, grouped_outer_sum
-from hansa.kernels.segments import Segments
-from hansa.models.tape import DenseRecord, ExpertRecord, FeatureRecord, Record, Tape, spread_rows
+from hansa.kernels.grouped_lora import grouped_lora_forward
+from hansa.models.tape import DenseRecord, ExpertRecord, FeatureRecord, Record, Rows, Tape, spread_rows
 
 _MERGED_TYPES = (torch.float32, torch.float64)
-_SMALL_WEIGHT = 1 << 18  # numbers of a weight that are merged in less time than three more calls take
+_SMALL_WEIGHT = 1 << 20  # numbers in the matrices of a layer's experts, below which merging is faster
 
 
 def orthonormal_factor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -39,16 +38,6 @@ def orthonormal_factor(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     generator = np.random.default_rng(int.from_bytes(hashlib.sha256(label).digest(), "little"))
     factor, _ = np.linalg.qr(generator.standard_normal(shape))
     return torch.from_numpy(factor.astype(np.float32))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Expert-sorted rows and whose they are."""
-
-    ends_E: Tensor
-    sample_R: Tensor
-    samples: int
-    segments: Segments
 
 
 # torch's own `Function` is untyped; the contract of each is its docstring.
@@ -73,44 +62,47 @@ class DenseFactor(torch.autograd.Function):
 class AdaptedExperts(torch.autograd.Function):
     """y[r] = x[r] (W + scale · A B)[expert(r)] with B trainable, A if wanted; the backward pass works like `DenseFactor`'s.
 
-    Where the experts are small or their rows many, the adapter is merged into the weight once a call, and the product with A rides
-    along in the same grouped product: two passes over the rows instead of five. Merging costs 2·E·D·r·N FLOPs, which pays as soon
-    as an expert has more than D·N / (D + N) rows. A half-precision weight would swallow the small product, so it is never merged.
+    Map and adapter are those of `hansa.kernels.grouped_lora`, unless the experts of a layer are tiny. Then its calls, three an
+    expert, cost more than the arithmetic, and the adapter is merged into the weights once a call; the product with A rides along in
+    the same grouped product. Merged and transposed weights stay in the cache there; larger ones are copied through memory, which
+    no number of rows makes up for. A half-precision weight would swallow the small product, so it is never merged.
     """
 
     @staticmethod
     def forward(ctx, x_RD, w_EDN, a_EDr, b_ErN, scale, names, rows, tape):  # type: ignore[no-untyped-def]  # noqa: D102
-        E, D, N = w_EDN.shape
         a_EDr, b_ErN = a_EDr.to(x_RD.dtype), b_ErN.to(x_RD.dtype)
-        pays = len(x_RD) * (D + N) > E * D * N or w_EDN.numel() <= _SMALL_WEIGHT
-        ctx.merged = pays and w_EDN.dtype in _MERGED_TYPES
+        ctx.merged = w_EDN.numel() <= _SMALL_WEIGHT and w_EDN.dtype in _MERGED_TYPES
         if ctx.merged:
             w_EDN = torch.baddbmm(w_EDN, a_EDr, b_ErN, alpha=scale)
-            both = grouped_matmul(x_RD, torch.cat([w_EDN, a_EDr * scale], dim=2), rows.ends_E)
-            y_RN, z_Rr = torch.split(both, [N, a_EDr.shape[2]], dim=1)
+            both = grouped_matmul(x_RD, torch.cat([w_EDN, a_EDr], dim=2), rows.ends_E)
+            widths = [w_EDN.shape[2], a_EDr.shape[2]]
+            y_RN, z_Rr = (part.contiguous() for part in torch.split(both, widths, dim=1))
         else:
-            z_Rr = grouped_matmul(x_RD, a_EDr, rows.ends_E) * scale
-            y_RN = grouped_matmul(x_RD, w_EDN, rows.ends_E) + grouped_matmul(z_Rr, b_ErN, rows.ends_E)
-        x_kept = x_RD if ctx.needs_input_grad[1] or ctx.needs_input_grad[2] else None
-        ctx.save_for_backward(x_kept, z_Rr.contiguous(), w_EDN, a_EDr, b_ErN)
+            y_RN, z_Rr = grouped_lora_forward(x_RD, w_EDN, a_EDr, b_ErN, rows.ends_E, scale)
+        of_w, of_a, of_b = ctx.needs_input_grad[1:4]
+        ctx.save_for_backward(
+            x_RD if of_w or of_a else None, z_Rr.mul_(scale) if of_b else None, w_EDN, a_EDr, b_ErN
+        )
         ctx.scale, ctx.names, ctx.rows, ctx.tape = scale, names, rows, tape
-        return y_RN.contiguous()
+        return y_RN
 
     @staticmethod
     def backward(ctx, g_RN):  # type: ignore[no-untyped-def]  # noqa: D102
         x_RD, z_Rr, w_EDN, a_EDr, b_ErN = ctx.saved_tensors
         g_RN, rows = g_RN.contiguous(), ctx.rows
-        grad_x = grouped_matmul(g_RN, w_EDN.transpose(1, 2).contiguous(), rows.ends_E)
-        if ctx.needs_input_grad[2] or not ctx.merged:
-            u_Rr = grouped_matmul(g_RN, b_ErN.transpose(1, 2).contiguous(), rows.ends_E) * ctx.scale
-        if not ctx.merged:
-            grad_x = grad_x + grouped_matmul(u_Rr, a_EDr.transpose(1, 2).contiguous(), rows.ends_E)
-        grad_w = grouped_outer_sum(x_RD.contiguous(), g_RN, rows.ends_E) if ctx.needs_input_grad[1] else None
+        _, of_w, of_a, of_b, *_ = ctx.needs_input_grad
+        back_END, back_ENr, back_ErD = (w.transpose(1, 2) for w in (w_EDN, b_ErN, a_EDr))
+        if ctx.merged:
+            grad_x = grouped_matmul(g_RN, back_END, rows.ends_E)
+            u_Rr = grouped_matmul(g_RN, back_ENr, rows.ends_E) if of_a else None
+        else:
+            grad_x, u_Rr = grouped_lora_forward(g_RN, back_END, back_ENr, back_ErD, rows.ends_E, ctx.scale)
+        grad_w = grouped_outer_sum(x_RD.contiguous(), g_RN, rows.ends_E) if of_w else None
         grad_a = grad_b = None
-        if ctx.needs_input_grad[3]:
-            grad_b = _leave_rows(ctx.tape, ctx.names[1], z_Rr.detach(), g_RN, rows)
-        if ctx.needs_input_grad[2]:
-            grad_a = _leave_rows(ctx.tape, ctx.names[0], x_RD.contiguous().detach(), u_Rr, rows)
+        if of_b:
+            grad_b = _leave_rows(ctx.tape, ctx.names[1], z_Rr, g_RN, rows)
+        if of_a:
+            grad_a = _leave_rows(ctx.tape, ctx.names[0], x_RD.contiguous().detach(), u_Rr * ctx.scale, rows)
         return grad_x, grad_w, grad_a, grad_b, None, None, None, None
 
 
@@ -136,10 +128,7 @@ def _leave_rows(tape: Tape | None, name: str, z_RZ: Tensor, g_RN: Tensor, rows: 
         name=name,
         z_RZ=z_RZ,
         g_RN=g_RN,
-        sample_R=rows.sample_R,
-        samples=rows.samples,
-        segments=rows.segments,
-        ends_E=rows.ends_E,
+        rows=rows,
     )
     return _leave(tape, record, g_RN.new_ones(rows.samples))
 

@@ -11,6 +11,7 @@ Shape suffixes: B samples, T tokens, Q queried tokens, D model width, H query he
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hansa.kernels.attention import window_attention
@@ -49,12 +50,10 @@ class Mixing(Adapted):
         if self.config.causal:
             slopes_H = None if self.slopes_H is None else self.slopes_H.to(q_BHQd.device)
             width = v_BGTd.shape[3]
-            v_BGTd = torch.nn.functional.pad(
-                v_BGTd, (0, k_BGTd.shape[3] - width)
-            )  # the kernel takes one width
-            y_BHQd = window_attention(
-                q_BHQd, k_BGTd, v_BGTd, window=self.window, slopes_H=slopes_H, scale=scale
-            )[..., :width]
+            q, k, v = _of_one_width(q_BHQd, k_BGTd, v_BGTd)
+            y_BHQd = window_attention(q, k, v, window=self.window, slopes_H=slopes_H, scale=scale)[
+                ..., :width
+            ]
         else:
             y_BHQd = self.weights(q_BHQd, k_BGTd, scale).to(v_BGTd.dtype) @ self._spread(v_BGTd)
         return y_BHQd.transpose(1, 2).flatten(2)
@@ -75,6 +74,12 @@ class Mixing(Adapted):
         """Repeat each head of keys or values for the query heads that share it."""
         group = self.heads // x_BGTd.shape[1]
         return x_BGTd if group == 1 else x_BGTd.repeat_interleave(group, dim=1)
+
+
+def _of_one_width(*heads: Tensor) -> list[Tensor]:
+    """Fill up narrower heads with zeros, which change neither scores nor mixed values: the kernel takes one width."""
+    width = max(x.shape[3] for x in heads)
+    return [x if x.shape[3] == width else F.pad(x, (0, width - x.shape[3])) for x in heads]
 
 
 class Attention(Mixing):

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hansa.errors import InvalidValue
+from hansa.kernels.routing import Score
 from hansa.study import Study
 
-Score = Literal["softmax", "sigmoid", "softmax_after_top_k"]
 TARGETS = ("attention", "router", "experts", "shared", "dense")
 
 

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from hansa.kernels.grouped import grouped_matmul
 from hansa.kernels.routing import Routing
-from hansa.kernels.segments import find_segments
-from hansa.models.adapters import Rows, adapted_experts
+from hansa.kernels.rows import gather_rows, spread_tokens
+from hansa.kernels.swiglu import swiglu
+from hansa.models.adapters import adapted_experts
 from hansa.models.config import ModelConfig
-from hansa.models.linear import Adapted, swiglu
+from hansa.models.linear import Adapted
 from hansa.models.norms import widened
-from hansa.models.router import chosen_experts, route_tokens
-from hansa.models.tape import Tape
+from hansa.models.router import route_tokens
+from hansa.models.tape import Rows, Tape
 
 
 class Experts(Adapted):
@@ -38,7 +39,7 @@ class Experts(Adapted):
 
     def __init__(self, name: str, config: ModelConfig) -> None:
         super().__init__(name, config)
-        self.config, self.top_k = config, config.top_k
+        self.config = config
         D, E, F_ = config.dim, config.experts, config.expert_dim
         self.router = nn.Parameter(torch.randn(D, E) * D**-0.5)
         self.register_buffer("bias", torch.zeros(E) if config.select_bias else None)
@@ -71,20 +72,17 @@ class Experts(Adapted):
         x_TD = x_BTD.reshape(-1, dim)
         logits_TE = self._logits(x_BTD, tape).flatten(0, 1)
         routing = route_tokens(logits_TE, self.config, self.bias)
-        sample_R = routing.token_R // max(tokens, 1)
         rows = Rows(
+            expert_R=routing.expert_R,
             ends_E=routing.ends_E,
-            sample_R=sample_R,
+            sample_R=routing.token_R // max(tokens, 1),
             samples=batch,
-            segments=find_segments(routing.expert_R, sample_R),
         )
         if self.observer is not None:
-            self.observer(chosen_experts(routing, self.top_k), routing.gates_TK)
-        h_RF = swiglu(self._serve(x_TD[routing.token_R], "gate_up", rows, tape))
+            self.observer(routing.expert_TK, routing.gates_TK)
+        h_RF = swiglu(self._serve(spread_tokens(x_TD, routing), "gate_up", rows, tape))
         y_RD = self._serve(h_RF, "down", rows, tape)
-        y_TKD = y_RD[routing.inverse_R].view(-1, self.top_k, dim)
-        y_TD = torch.bmm(routing.gates_TK.to(y_TKD.dtype).unsqueeze(1), y_TKD).squeeze(1)
-        y_BTD = y_TD.view(batch, tokens, dim)
+        y_BTD = gather_rows(y_RD, routing).view(batch, tokens, dim)
         if self.shared:
             h_BTS = swiglu(self.map(x_BTD, "shared_gate_up", tape))
             y_BTD = y_BTD + self.map(h_BTS, "shared_down", tape)

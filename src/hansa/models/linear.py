@@ -8,9 +8,9 @@ Shape suffixes: B samples, T tokens, D in, N out, F hidden width, r rank.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hansa.kernels.swiglu import swiglu
 from hansa.models.adapters import dense_factor, orthonormal_factor
 from hansa.models.config import ModelConfig
 from hansa.models.tape import Tape
@@ -100,9 +100,3 @@ class DenseNetwork(Adapted):
     def forward(self, x_BTD: Tensor, tape: Tape | None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         return self.map(swiglu(self.map(x_BTD, "gate_up", tape)), "down", tape)
-
-
-def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) ∘ up, the two side by side along the last dimension."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up

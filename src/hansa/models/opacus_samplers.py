@@ -63,10 +63,10 @@ def per_sample(record: Record) -> Tensor:
     if isinstance(record, DenseRecord):
         return torch.bmm(record.z_BTZ.transpose(1, 2), record.g_BTN)
     if isinstance(record, ExpertRecord):
-        outer_SZN = segment_outer(record.z_RZ, record.g_RN, record.segments)
-        shape = (record.samples, len(record.ends_E), *outer_SZN.shape[1:])
-        gradient = outer_SZN.new_zeros(shape)
-        gradient[record.segments.sample_S, record.segments.expert_S] = outer_SZN
+        rows, segments = record.rows, record.rows.segments
+        outer_SZN = segment_outer(record.z_RZ, record.g_RN, segments)
+        gradient = outer_SZN.new_zeros(rows.samples, len(rows.ends_E), *outer_SZN.shape[1:])
+        gradient[segments.sample_S, segments.expert_S] = outer_SZN
         return gradient
     if isinstance(record, FeatureRecord):
         token_U = record.used_JZ.nonzero()[:, 0]

@@ -12,13 +12,13 @@ Shape suffixes: B samples, T tokens, Z and N widths of z and g, R expert-sorted 
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from hansa.kernels.grouped import grouped_outer_sum
-from hansa.kernels.segments import Segments, find_segments, segment_outer, segment_square_norms
+from hansa.kernels.segments import Segments, clipped_weight_gradient, find_segments, sample_square_norms
 from hansa.models.norms import widened
 
 
@@ -65,30 +65,50 @@ class DenseRecord:
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class Rows:
+    """Whose the rows of an expert layer are, sorted by expert and inside an expert by sample.
+
+    Attributes:
+        expert_R: Expert of each row.
+        ends_E: End offset of each expert's rows, int32.
+        sample_R: Sample of each row.
+        samples: Number of samples B.
+    """
+
+    expert_R: Tensor
+    ends_E: Tensor
+    sample_R: Tensor
+    samples: int
+
+    @cached_property
+    def segments(self) -> Segments:
+        """The runs of one expert and sample: found once for all records of a layer, and only where norms are asked for."""
+        return find_segments(self.expert_R, self.sample_R)
+
+    def folded(self, sequences: int) -> "Rows":
+        """Give the rows where every `sequences` neighbouring sequences are one sample."""
+        return replace(self, sample_R=self.sample_R // sequences, samples=self.samples // sequences)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ExpertRecord:
     """A map with one factor an expert: gradient[b][e] = Σ over rows of (e, b) of zᵀ g, (E, Z, N)."""
 
     name: str
     z_RZ: Tensor
     g_RN: Tensor
-    sample_R: Tensor
-    samples: int
-    segments: Segments
-    ends_E: Tensor
+    rows: Rows
 
     def square_norms(self, mask: Tensor | None) -> Tensor:  # noqa: D102
-        outer = segment_outer(widened(self.z_RZ), widened(self.g_RN), self.segments)
-        return segment_square_norms(outer, self.segments, self.samples, mask)
+        z_RZ, g_RN = widened(self.z_RZ), widened(self.g_RN)
+        return sample_square_norms(z_RZ, g_RN, self.rows.segments, self.rows.samples, mask)
 
     def weighted_sum(self, weights_B: Tensor) -> Tensor:  # noqa: D102
-        g_RN = widened(self.g_RN)
-        weighted = g_RN * weights_B.to(g_RN.dtype)[self.sample_R].unsqueeze(1)
-        return grouped_outer_sum(widened(self.z_RZ), weighted, self.ends_E)
+        weights_R = weights_B[self.rows.sample_R]
+        return clipped_weight_gradient(widened(self.z_RZ), widened(self.g_RN), weights_R, self.rows.ends_E)
 
     def folded(self, sequences: int) -> Self:  # noqa: D102
-        expert_R, sample_R = self.segments.expert_S[self.segments.segment_R], self.sample_R // sequences
-        segments = find_segments(expert_R, sample_R)
-        return replace(self, sample_R=sample_R, samples=self.samples // sequences, segments=segments)
+        return replace(self, rows=self.rows.folded(sequences))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

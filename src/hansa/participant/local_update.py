@@ -75,6 +75,7 @@ class LocalUpdates:
     Guarantees:
         - The reservation is on disk before a record is read; an update is on the store before it is given out.
         - A model state is trained from once: asked again, also after a crash, it gives the same levels and spends nothing.
+          Under the keys of another epoch they are on that epoch's support: the same level, or 0, for every entry.
     """
 
     def __init__(
@@ -117,9 +118,12 @@ class LocalUpdates:
             BudgetExhausted: The round would pass the limit; nothing was read.
         """
         model_hash = state.digest(self._study.id)
+        support = self._clock.timed(
+            "select the support", lambda: self._support(state, round_index, group_key)
+        )
         kept = load_update(self._store, model_hash)
         if kept is not None:
-            return kept.levels
+            return kept.levels_on(support)
         # 1.2
         spending = Spending(
             study=self._study.id,
@@ -131,13 +135,10 @@ class LocalUpdates:
         )
         self._clock.timed("reserve the budget", lambda: self.budget.reserve(spending))
         # 1.3
-        support = self._clock.timed(
-            "select the support", lambda: self._support(state, round_index, group_key)
-        )
         update = self._clock.timed("train", lambda: self._trainer.update(state.values, support))
         # 1.4
         levels = quantise(update, self._bound, self._study.compression.bits, self._random.uniform)
-        trained = TrainedUpdate(model_hash=model_hash, levels=levels, spending=spending)
+        trained = TrainedUpdate(model_hash=model_hash, support=support, levels=levels, spending=spending)
         self._clock.timed("keep the update", lambda: save_update(self._store, trained))
         return levels
 

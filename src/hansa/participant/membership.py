@@ -71,9 +71,11 @@ class Membership:
 
     def enter(self, votes: Sequence[bytes]) -> RoundMachine:
         """Step 0.4: enter the epoch with everybody's votes."""
-        self._epoch = self._joining().enter(votes)
-        self._machine, self._setup = self._machine_of(self._epoch), None
-        return self._machine
+        epoch = self._joining().enter(votes)
+        machine = self._machine_of(epoch)
+        # Together, or not at all: a machine of the old epoch beside the new group key would apply a sum to other entries.
+        self._epoch, self._machine, self._setup = epoch, machine, None
+        return machine
 
     @property
     def entered(self) -> tuple[Epoch, RoundMachine]:

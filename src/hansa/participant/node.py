@@ -143,11 +143,13 @@ class ParticipantNode(NodeCore):
         return self._answered(round_index, attempt).consents(consents)
 
     def unmask(self, round_index: int, attempt: int, releases: Sequence[bytes]) -> tuple[bytes, Packages]:
-        """Step 3: open the sum and apply it.
+        """Step 3: open the sum and apply it; the same confirmation when asked again.
 
         Returns:
             The signed confirmation of the new state, and the unused round-key packages.
         """
+        if self._progress.awaits_close == (round_index, attempt):
+            return self._confirmed()
         machine, leaves = self._answered(round_index, attempt), self._leaves(round_index, attempt)
         opened = self._clock.timed("unmask and decrypt", lambda: machine.unmask(releases, leaves))
         return self._applied(machine, round_index, attempt, opened)
@@ -175,13 +177,16 @@ class ParticipantNode(NodeCore):
         if round_index > self.state.round + 1:
             raise OutOfOrder(f"round {round_index} cannot be left behind before {self.state.round + 1}")
         link = machine.skip(round_index, attempt, voids, transcript=self.state.transcript)
-        self.state.skip(link)
-        self._progress = replace(self._progress, result=b"", roster_hash=b"", awaits_close=None)
-        self._keep(machine, round_index, attempt)
+        with self._advancing():
+            self.state.skip(link)
+            self._progress = replace(self._progress, result=b"", roster_hash=b"", awaits_close=None)
+        self._finish(machine, round_index, attempt)
         return machine.packages()
 
     def open(self, round_index: int, attempt: int) -> tuple[bytes, Packages]:
-        """Steps 2 and 3 in strict mode: open the sum of the whole roster and apply it."""
+        """Steps 2 and 3 in strict mode: open the sum of the whole roster and apply it; as `unmask`."""
+        if self._progress.awaits_close == (round_index, attempt):
+            return self._confirmed()
         machine = self._running(round_index, attempt)
         headers, aggregate = self._clock.timed(
             "download", lambda: self._aggregator.download(round_index, attempt)
@@ -190,16 +195,17 @@ class ParticipantNode(NodeCore):
         return self._applied(machine, round_index, attempt, opened)
 
     def close(self, round_index: int, attempt: int, results: Sequence[bytes]) -> None:
-        """Step 4: check that T members or more ended the round with this participant's state.
+        """Step 4: check that T members or more ended the round with this participant's state. May be repeated.
 
         Raises:
             ModelDivergence: Two members differ, or one of them from this participant. No later round is entered then.
-            OutOfOrder: The round was not opened, or is closed already.
+            OutOfOrder: The round was not opened here, or a later one was.
             See `attempt.verify_results` for everything else.
         """
-        if self._progress.awaits_close != (round_index, attempt):
+        own = self._progress.result
+        if self._progress.awaits_close not in (None, (round_index, attempt)) or not own:
             raise OutOfOrder(f"round {round_index} attempt {attempt} is not open")
-        epoch, own = self.membership.entered[0], self._progress.result
+        epoch = self.membership.entered[0]
         # The own one is among them, shown or not: results that agree with each other could differ from it.
         found = results if own in results else [*results, own]
         try:
@@ -210,6 +216,10 @@ class ParticipantNode(NodeCore):
             raise
         self._progress.awaits_close = None
         save_state(self._store, self.state, self._progress)
+
+    def _confirmed(self) -> tuple[bytes, Packages]:
+        """Give what was answered when the round was opened; the answer was lost."""
+        return self._progress.result, self.membership.entered[1].packages()
 
     # -- 5 a round that was missed -----------------------------------------------------------------------
 
@@ -248,11 +258,12 @@ class ParticipantNode(NodeCore):
             transcript=self.state.transcript,
             leaves=self._leaves(round_index, attempt),
         )
-        self._apply(round_index, opened)
-        self._progress = replace(
-            self._progress, result=b"", roster_hash=opened.roster_hash, awaits_close=None
-        )
-        self._keep(machine, round_index, attempt)
+        with self._advancing():
+            self._apply(round_index, opened)
+            self._progress = replace(
+                self._progress, result=b"", roster_hash=opened.roster_hash, awaits_close=None
+            )
+        self._finish(machine, round_index, attempt)
         return machine.packages()
 
     def _verify_applied(self, round_index: int, attempt: int, releases: Sequence[bytes]) -> None:

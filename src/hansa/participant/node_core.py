@@ -1,6 +1,8 @@
 """What a participant's node is made of, and what its steps have in common: recovery, order, keeping the state."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -120,15 +122,16 @@ class NodeCore:
     def _applied(
         self, machine: RoundMachine, round_index: int, attempt: int, opened: Opened
     ) -> tuple[bytes, Packages]:
-        self._clock.timed("apply", lambda: self._apply(round_index, opened))
-        result = machine.confirm(opened, self._model_hash())
-        self._progress = replace(
-            self._progress,
-            result=result,
-            roster_hash=opened.roster_hash,
-            awaits_close=(round_index, attempt),
-        )
-        self._clock.timed("keep the state", lambda: self._keep(machine, round_index, attempt))
+        with self._advancing():
+            self._clock.timed("apply", lambda: self._apply(round_index, opened))
+            result = machine.confirm(opened, self._model_hash())
+            self._progress = replace(
+                self._progress,
+                result=result,
+                roster_hash=opened.roster_hash,
+                awaits_close=(round_index, attempt),
+            )
+        self._finish(machine, round_index, attempt)
         return result, machine.packages()
 
     def _apply(self, round_index: int, opened: Opened) -> None:
@@ -136,9 +139,19 @@ class NodeCore:
         self.faulty_holders.update(opened.faulty_holders)
         self.updates.apply(self.state, round_index, opened, self._group_key())
 
-    def _keep(self, machine: RoundMachine, round_index: int, attempt: int) -> None:
-        """Make the new state durable, then close the round: attempt, ledger, update. See `_recover`."""
-        save_state(self._store, self.state, self._progress)
+    @contextmanager
+    def _advancing(self) -> Iterator[None]:
+        """Make the state that is reached inside durable. What cannot be kept was not done: it is asked for again."""
+        before = deepcopy(self.state), self._progress
+        try:
+            yield
+            self._clock.timed("keep the state", lambda: save_state(self._store, self.state, self._progress))
+        except BaseException:
+            self.state, self._progress = before
+            raise
+
+    def _finish(self, machine: RoundMachine, round_index: int, attempt: int) -> None:
+        """Close a round whose new state is durable: attempt, ledger, update. See `_recover`."""
         machine.finish(round_index, attempt)
         self.updates.settle(self.state.round)
 

@@ -1,7 +1,7 @@
 """What a node keeps on its store beside the protocol's own records, and reads back after a crash.
 
     node/state     shared model state, own confirmation of the last round, what its end still waits for
-    node/update    quantised update of the round in progress, by the model state that it was trained from
+    node/update    quantised update of the round in progress and its support, by the model state that it was trained from
 
 The update is kept from the moment it is trained until its round is applied: a crash, or another attempt at the
 round, sends the same noised values under other masks. Nothing is trained twice, noised twice or charged twice.
@@ -78,19 +78,31 @@ class TrainedUpdate:
 
     Attributes:
         model_hash: The model state that it was trained from, 32 bytes.
+        support: (m,) ascending positions that it was trained on.
         levels: (m,) int64.
         spending: The reservation that paid for it.
     """
 
     model_hash: bytes
+    support: NDArray[np.int64]
     levels: NDArray[np.int64]
     spending: Spending
+
+    def levels_on(self, support: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give the levels on another support of the same size: 0 for an entry that was not trained.
+
+        The keys of an epoch choose what a round explores, and new ones may come between two attempts. Moving what was
+        noised and paid for costs nothing; training anew would be a second draw of the noise over one model state.
+        """
+        places = np.minimum(np.searchsorted(self.support, support), self.support.size - 1)
+        return np.where(self.support[places] == support, self.levels[places], 0)
 
 
 def save_update(store: Store, update: TrainedUpdate) -> None:
     """Write a round's update; it takes the place of an earlier one."""
     record = {
         "model": update.model_hash,
+        "support": update.support.astype("<i8").tobytes(),
         "levels": update.levels.astype("<i4").tobytes(),  # at most 20 bits
         "spending": asdict(update.spending),
     }
@@ -105,8 +117,12 @@ def load_update(store: Store, model_hash: bytes | None = None) -> TrainedUpdate 
     record: dict[str, Any] = cbor2.loads(data)
     if model_hash is not None and record["model"] != model_hash:
         return None
-    levels = np.frombuffer(record["levels"], dtype="<i4").astype(np.int64)
-    return TrainedUpdate(model_hash=record["model"], levels=levels, spending=Spending(**record["spending"]))
+    return TrainedUpdate(
+        model_hash=record["model"],
+        support=np.frombuffer(record["support"], dtype="<i8").astype(np.int64),
+        levels=np.frombuffer(record["levels"], dtype="<i4").astype(np.int64),
+        spending=Spending(**record["spending"]),
+    )
 
 
 def drop_update(store: Store) -> None:

@@ -38,7 +38,7 @@ class Budget:
 
     Guarantees:
         - A reservation is on the disk before `reserve` returns.
-        - A refused reservation leaves the file as it was.
+        - A refused reservation leaves the file as it was, and so does one for which the disk has no room.
         - ε counts every reservation, committed or not.
         - A reservation that another writer of the same file has overtaken is refused.
     """
@@ -72,6 +72,7 @@ class Budget:
 
         Raises:
             BudgetExhausted: The round would pass the limit, or asks for steps that cannot be accounted.
+            StoreNotWritable: The disk is full.
             LedgerDamaged: Somebody else has written to the ledger since it was read.
         """
         after = self.epsilon(spending)

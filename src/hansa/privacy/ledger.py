@@ -11,10 +11,11 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from hansa.errors import LedgerDamaged, LedgerMismatch, ProofInvalid
+from hansa.errors import LedgerDamaged, LedgerMismatch, ProofInvalid, StoreNotWritable
 from hansa.privacy.ledger_format import (
     ACCOUNTANT,
     FORMAT,
@@ -62,17 +63,14 @@ class LedgerFile:
         whole_bytes: Length of the lines that count.
         torn: What follows them: a piece of a line that was being written when the machine stopped.
         feed_missing: Whether the last line that counts lacks its line feed.
+        file_bytes: Length of the file.
     """
 
     history: History
-    whole_bytes: int
-    torn: bytes
-    feed_missing: bool
-
-    @property
-    def file_bytes(self) -> int:
-        """Length of the file."""
-        return self.whole_bytes + len(self.torn)
+    whole_bytes: int = 0
+    torn: bytes = b""
+    feed_missing: bool = False
+    file_bytes: int = 0
 
 
 def read_ledger(path: Path, *, every_signature: bool = True) -> LedgerFile:
@@ -93,7 +91,7 @@ def read_ledger(path: Path, *, every_signature: bool = True) -> LedgerFile:
         - A piece of a line at the end takes nothing away from the lines before it.
     """
     data = path.read_bytes()
-    found = LedgerFile(history=History(name=path.name), whole_bytes=0, torn=b"", feed_missing=False)
+    found = LedgerFile(history=History(name=path.name), file_bytes=len(data))
     *lines, rest = data.split(b"\n")
     lines = [line + b"\n" for line in lines]
     if rest and _is_line(rest + b"\n"):
@@ -138,12 +136,7 @@ class Ledger:
 
     def __init__(self, path: Path, *, owner: LedgerOwner, delta: float) -> None:
         self._path, self._owner = path, owner
-        if path.exists():
-            self._file = read_ledger(path)
-        else:
-            self._file = LedgerFile(
-                history=History(name=path.name), whole_bytes=0, torn=b"", feed_missing=False
-            )
+        self._file = read_ledger(path) if path.exists() else LedgerFile(history=History(name=path.name))
         opening = self.history.opening
         self.delta = delta if opening is None else opening.delta
         if opening is not None:
@@ -179,30 +172,40 @@ class Ledger:
         Raises:
             LedgerDamaged: Somebody else has written to the file since it was read, or the entry is not one.
             LedgerMismatch: The signer does not hold the owner's key; nothing was written.
-            OSError: The disk does not take it; what is in the file now is found by reading it again.
+            StoreNotWritable: The disk is full; the file is as it was.
+            OSError: The line may not be on the disk; what is in the file now is found by reading it again.
         """
         found = self._file
         lines = self._lines(kind, fields)
         written = (b"\n" if found.feed_missing else b"") + b"".join(lines)
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "ab", buffering=0) as file:
+        with FileIO(descriptor, "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if os.fstat(file.fileno()).st_size != found.file_bytes:
                 raise LedgerDamaged(
                     f"{self._path.name} was changed by somebody else while it was in use",
                     hint="one process writes a ledger; stop the other one and start again",
                 )
-            if found.torn:
-                os.ftruncate(file.fileno(), found.whole_bytes)
-            if file.write(written) != len(written):
-                raise OSError(f"{self._path.name} took only a part of an entry")
+            self._write(file, written)
             os.fsync(file.fileno())
         if not found.file_bytes:  # a new file is on the disk once its name is
             _sync_directory(self._path.parent)
-        found.whole_bytes += len(written)
+        found.whole_bytes = found.file_bytes = found.whole_bytes + len(written)
         found.torn, found.feed_missing = b"", False
         for line in lines:
             self.history.take(line, check_signature=False)  # checked as they were made
+
+    def _write(self, file: FileIO, written: bytes) -> None:
+        found = self._file
+        if found.torn:
+            os.ftruncate(file.fileno(), found.whole_bytes)
+            found.file_bytes = found.whole_bytes
+        try:
+            if file.write(written) < len(written):
+                raise OSError("no room for the whole line")
+        except OSError as error:
+            os.ftruncate(file.fileno(), found.file_bytes)
+            raise StoreNotWritable(f"{self._path.name} cannot be written: {error}") from error
 
     def _lines(self, kind: str, fields: Mapping[str, Any]) -> list[bytes]:
         entries = [(kind, dict(fields))]

@@ -25,7 +25,7 @@ class Store(Protocol):
 
 
 class MemoryStore:
-    """A store that lives as long as the process; for tests and for the embedded demonstration."""
+    """A store that lives as long as the process; for tests and measurements."""
 
     def __init__(self) -> None:
         self._values: dict[str, bytes] = {}

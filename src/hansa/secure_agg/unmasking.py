@@ -1,6 +1,6 @@
 """From an aggregate and the released shares to the sum of the updates (step R5).
 
-5.1 every release: signed, for this cohort and roster, one a member, opens under the group key
+5.1 every release: signed, for this cohort and roster, one a member; one that does not open is left out
 5.2 T shares for each member of the cohort; the secret they give against its dealer's commitment (`recovery.py`)
 5.3 only where that fails: every share against its dealer's leaves; wrong ones are left out and their holders named
 5.4 decrypt, take the masks off, check the tag, check ranges
@@ -44,7 +44,7 @@ class Opened:
         contributors: Ids of the roster, sorted: whose updates are in the sum.
         transcript: Next link of the transcript, 32 bytes.
         roster_hash: 32 bytes.
-        faulty_holders: Members that released a share other than the one dealt to them.
+        faulty_holders: Members that released a share other than the one dealt to them, or nothing that opens.
     """
 
     total: NDArray[np.int64] = field(repr=False)
@@ -111,7 +111,7 @@ def unmask(
         DuplicateMessage: Two releases of one member.
         CohortMismatch, RosterEquivocation: A release for another cohort, or for another roster or aggregate.
         RosterNotSubset: A release of a member outside the roster.
-        GroupSealInvalid: A release does not open under the group key.
+        GroupSealInvalid: Releases do not open under the group key, and those that do are fewer than T.
         NotEnoughShares: Fewer than T releases.
         NotEnoughShares, ShareCommitmentMismatch, PackageLeavesMissing, PackageHashMismatch: See
             `recovery.recover_secrets`.
@@ -119,9 +119,10 @@ def unmask(
     """
     packages = attempt.opened_packages()
     # 5.1
-    released = _open_releases(epoch, attempt, view, releases)
+    released, broken = _open_releases(epoch, attempt, view, releases)
     # 5.2, 5.3
-    secrets, faulty = recover_secrets(epoch, packages, view.headers, released, leaves)
+    secrets, wrong = recover_secrets(epoch, packages, view.headers, released, leaves)
+    faulty = tuple(sorted({*broken, *wrong}))
     mask = net_mask(
         _residual_seeds(attempt, packages, view, secrets),
         epoch.terms.layout.ciphertexts_for(count) * SLOTS,
@@ -153,8 +154,10 @@ def verify_certificate(
 
 def _open_releases(
     epoch: Epoch, attempt: Attempt, view: RosterView, releases: Sequence[bytes]
-) -> dict[str, bytes]:
+) -> tuple[dict[str, bytes], list[str]]:
+    """Give the shares that each holder released, and the holders whose release does not open: no fault of the others."""
     opened: dict[str, bytes] = {}
+    broken: list[str] = []
     found = open_each(releases, Release, epoch.roster, epoch.number, DuplicateMessage)
     for name, (body, _) in found.items():
         verify_round(body, attempt.round, attempt.attempt)
@@ -167,11 +170,14 @@ def _open_releases(
         key = release_key(epoch.group_key, view.roster_hash, name)
         shares = unseal(key, body.sealed_shares, attempt.cohort_hash)
         if shares is None or len(shares) != SHARE_BYTES * len(attempt.cohort):
-            raise GroupSealInvalid(f"the shares released by {name!r} do not open")
-        opened[name] = shares
+            broken.append(name)
+        else:
+            opened[name] = shares
     if len(opened) < epoch.terms.threshold:
+        if broken:
+            raise GroupSealInvalid(f"the shares released by {', '.join(broken)} do not open")
         raise NotEnoughShares(f"{len(opened)} releases are fewer than the threshold {epoch.terms.threshold}")
-    return opened
+    return opened, broken
 
 
 def _residual_seeds(
