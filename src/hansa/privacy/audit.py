@@ -162,7 +162,10 @@ def audit_folder(
 
     Raises:
         LedgerFileMissing: There is no ledger.
-        HistoryForked: There is a tree head whose data set has no ledger here.
+
+    Guarantees:
+        - There is a finding for every ledger, and one for every tree head whose data set has no ledger here; where all ledgers
+          hold, that is.
     """
     findings: list[Finding] = []
     longest: dict[tuple[bytes, bytes], LedgerAudit] = {}
@@ -180,9 +183,10 @@ def audit_folder(
     if all(finding.error is None for finding in findings):
         for head in heads:
             if (head.public_key, head.data) not in longest:
-                raise HistoryForked(
+                error = HistoryForked(
                     f"no ledger here continues the tree head of {head.participant!r} with {head.size} entries"
                 )
+                findings.append(Finding(path=place, audit=None, error=error))
     return findings
 
 
