@@ -183,10 +183,10 @@ def audit_folder(
     if all(finding.error is None for finding in findings):
         for head in heads:
             if (head.public_key, head.data) not in longest:
-                error = HistoryForked(
+                missing = HistoryForked(
                     f"no ledger here continues the tree head of {head.participant!r} with {head.size} entries"
                 )
-                findings.append(Finding(path=place, audit=None, error=error))
+                findings.append(Finding(path=place, audit=None, error=missing))
     return findings
 
 
