@@ -161,8 +161,8 @@ def test_a_false_void_does_not_keep_the_others_from_leaving_a_round_behind(longe
     spoil({2}, monkeypatch)
     void = RoundMachine.void
 
-    def false(self):
-        signed = void(self)
+    def false(self, *at, transcript):
+        signed = void(self, *at, transcript=transcript)
         if self._epoch.participant != "bank-2":
             return signed
         body = open_signed(signed, Void, house.roster, 1)
@@ -251,6 +251,27 @@ def test_a_member_that_was_away_leaves_the_void_round_behind_when_it_returns(lon
     house.run(summaries.append)
     assert [summary.void for summary in summaries] == [False, True, False]
     assert summaries[1].finished == ("bank-1", "bank-2", "bank-3")
+    assert_alike(house, 3)
+
+
+def test_who_was_away_helps_to_leave_a_round_behind_that_a_spoiler_keeps_quiet_about(longer, monkeypatch):
+    """With n = 4 the spoiler and one that was away are more than may vanish; three that can sign are there all the same."""
+    house, summaries = longer(3), []
+    spoil({2}, monkeypatch)
+    for name, kind in (("bank-2", "query.void"), ("bank-4", "train")):
+        node = house.node_ids[name]
+        original = house.grid._handlers[node]
+
+        def handler(data, original=original, kind=kind):
+            metadata = from_bytes(data).metadata
+            if (metadata.message_type, metadata.group_id) == (kind, "2"):
+                raise ConnectionError("silent")
+            return original(data)
+
+        house.grid._handlers[node] = handler
+    house.run(summaries.append)
+    assert [(summary.attempt, summary.void) for summary in summaries] == [(0, False), (0, True), (0, False)]
+    assert summaries[1].contributors == ("bank-1", "bank-2", "bank-3")
     assert_alike(house, 3)
 
 

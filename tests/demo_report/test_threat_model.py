@@ -274,7 +274,7 @@ def test_after_a_failed_sum_the_model_state_is_spent_and_t_voids_lead_to_the_nex
             releases = [consortium.machines[other].release for other in NAMES]
             with pytest.raises(AggregateTagMismatch):
                 consortium.machines[name].unmask(releases)
-        voids.append(consortium.machines[name].void())
+        voids.append(consortium.machines[name].void(1, 0, transcript=HISTORY))
     machine = consortium.machines[NAMES[0]]
     with pytest.raises(NotEnoughConsents):
         machine.skip(1, 0, voids[:2], transcript=HISTORY)

@@ -212,6 +212,9 @@ class House:
         }
         return self.machines[name].catch_up(**(arguments | changes))
 
+    def void(self, name: str, number: int = 1, attempt: int = 0) -> bytes:
+        return self.machines[name].void(number, attempt, transcript=self.state[name][1])
+
     def sum_of(self, ciphertexts: list[bytes]) -> list[bytes]:
         """An aggregate of the coordinator's own making, of one ciphertext."""
         total = CiphertextSum()

@@ -43,7 +43,8 @@ def spoilt(members, number, attempt=0):
 
 def left_behind(members, round_):
     """T members declare the round void, and all leave it behind."""
-    voids = [members.machines[name].void() for name in members.names[: members.terms.threshold]]
+    at = round_.number, round_.attempt
+    voids = [members.void(name, *at) for name in members.names[: members.terms.threshold]]
     for name in members.names:
         transcript = members.state[name][1]
         link = members.machines[name].skip(round_.number, round_.attempt, voids, transcript=transcript)
@@ -68,16 +69,41 @@ def test_t_members_leave_a_round_behind_and_the_next_one_is_exact(house):
 def test_a_void_is_signed_only_for_a_sum_that_failed_here(house):
     members = house(4)
     with pytest.raises(OutOfOrder):
-        members.machines[VICTIM].void()
+        members.void(VICTIM)
     round_ = members.uploaded()
     with pytest.raises(OutOfOrder):
-        members.machines[VICTIM].void()
+        members.void(VICTIM)
     releases = members.released(round_)
     with pytest.raises(OutOfOrder):
-        members.machines[VICTIM].void()
+        members.void(VICTIM)
     members.machines[VICTIM].unmask(releases)
     with pytest.raises(OutOfOrder):
-        members.machines[VICTIM].void()
+        members.void(VICTIM)
+
+
+def test_a_member_that_was_away_and_finds_out_later_signs_the_void_too(house):
+    """One spoils the sum, one is away at the upload: the three that are left are T."""
+    members = house(4)
+    round_ = members.uploaded(gone=("bank-003",))
+    headers, _ = round_.aggregator.close()
+    total = members.sum_of([members.epochs[VICTIM].he_key.encrypt(np.arange(4096, dtype=np.uint64))])
+    here = members.names[:3]
+    consents = [members.machines[name].answer(headers, total) for name in here]
+    releases = [members.machines[name].consents(consents) for name in here]
+    for name in here:
+        with pytest.raises(AggregateTagMismatch):
+            members.machines[name].unmask(releases)
+    with pytest.raises(OutOfOrder):
+        members.void("bank-003")
+    with pytest.raises(AggregateTagMismatch):
+        members.machines["bank-003"].catch_up(
+            1, 0, round_.packages, headers, total, releases,
+            count=50, model_hash=members.state["bank-003"][0], transcript=members.state["bank-003"][1],
+        )  # fmt: skip
+    voids = [members.void(name) for name in ("bank-000", "bank-002", "bank-003")]  # the spoiler says nothing
+    for name in members.names:
+        link = members.machines[name].skip(1, 0, voids, transcript=members.state[name][1])
+        assert link == open_signed(voids[0], Void, members.roster, members.number).transcript
 
 
 def test_in_strict_mode_another_attempt_is_the_way_on(house):
@@ -89,7 +115,7 @@ def test_in_strict_mode_another_attempt_is_the_way_on(house):
         with pytest.raises(AggregateTagMismatch):
             members.machines[name].open(headers, total)
         with pytest.raises(OutOfOrder):
-            members.machines[name].void()
+            members.void(name)
     members.play(1, 1)
 
 
@@ -101,9 +127,9 @@ def test_the_same_void_after_a_restart_and_a_failure_counts_once(house):
     with pytest.raises(AggregateTagMismatch):
         machine.unmask(releases)
     assert voiding.failures(store, members.number) == 1
-    signed = machine.void()
+    signed = members.void(VICTIM)
     again = members.restart(VICTIM)
-    assert again.void() == signed
+    assert members.void(VICTIM) == signed
     assert again.answer(headers, total) == releases[0]
     assert voiding.failures(store, members.number) == 1
 
@@ -144,7 +170,7 @@ def test_voids_that_do_not_leave_a_round_behind(house):
     members = house(5)
     spoilt(members, 1)
     machine, transcript = members.machines[VICTIM], members.state[VICTIM][1]
-    voids = [members.machines[name].void() for name in members.names]
+    voids = [members.void(name) for name in members.names]
     body = open_signed(voids[4], Void, members.roster, members.number)
 
     def resigned(**changes):
@@ -173,7 +199,7 @@ def test_voids_that_do_not_leave_a_round_behind(house):
 def test_a_void_of_another_cohort_or_roster_than_the_own_one_is_refused(house):
     members = house(5)
     spoilt(members, 1)
-    voids = [members.machines[name].void() for name in members.names]
+    voids = [members.void(name) for name in members.names]
 
     def all_resigned(**changes):
         found = []

@@ -206,7 +206,7 @@ class RoundLoop:
         # R2 to R5
         opened = self._open_strictly if self._terms.strict else self._open
         replies, lost = opened(at, aggregator, alive, packages)
-        if not self._terms.strict and len(replies) < self._terms.threshold and self._void(at, lost):
+        if not self._terms.strict and len(replies) < self._terms.threshold and self._void(at):
             left = self._catch_up(round_index)
             return _Ended(contributors=aggregator.contributors, finished=left, void=True)
         return _Ended(contributors=aggregator.contributors, finished=self._confirm(at, replies, lost))
@@ -256,9 +256,11 @@ class RoundLoop:
         self._enough(replies, at, lost)
         return replies, lost
 
-    def _void(self, at: tuple[int, int], lost: Mapping[str, Error]) -> bool:
+    def _void(self, at: tuple[int, int]) -> bool:
         """Step R5: ask those that did not open the sum whether it cannot be opened; T of them end the round."""
-        replies, _ = self._ask("query.void", list(lost), ("void",), at)
+        self._catch_up(at[0])  # who was away may open it, or find out as well
+        failed = [name for name, reached in self._at.items() if reached == at[0] - 1]
+        replies, _ = self._ask("query.void", failed, ("void",), at)
         said: dict[tuple[int, int, bytes, bytes, bytes], list[bytes]] = {}
         for name, reply in replies.items():
             with suppress(ProtocolError):

@@ -156,7 +156,10 @@ class ParticipantNode(NodeCore):
 
     def void(self, round_index: int, attempt: int) -> bytes:
         """Step 3.1: return the signed Void of a round whose sum this participant could not open."""
-        return self._running(round_index, attempt).void()
+        if round_index != self.state.round + 1:
+            raise OutOfOrder(f"round {round_index} is not the next one, {self.state.round + 1}")
+        machine = self.membership.entered[1]
+        return machine.void(round_index, attempt, transcript=self.state.transcript)
 
     def skip(self, round_index: int, attempt: int, voids: Sequence[bytes]) -> Packages:
         """Step 3.2: leave a round behind that T members could not open. The model stays, the round counts.

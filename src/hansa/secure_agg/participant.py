@@ -43,14 +43,14 @@ from hansa.secure_agg.attempt import (
     view_roster,
 )
 from hansa.secure_agg.cohort import cohort_hash, open_each, state_tag, verify_round, void_link
-from hansa.secure_agg.messages import Consent, Package, Release, RoundResult, Void
+from hansa.secure_agg.messages import Consent, Package, Release, RoundResult, Void, sign_message
 from hansa.secure_agg.packages import verify_form
 from hansa.secure_agg.recovery import Leaves
 from hansa.secure_agg.sealing import release_key, seal
 from hansa.secure_agg.shamir import SHARE_BYTES
 from hansa.secure_agg.unmasking import Opened, open_sum, unmask
 from hansa.secure_agg.uploading import HASH_BYTES, UploadMachine
-from hansa.secure_agg.voiding import UNOPENABLE, failed_roster, note_failure, verify_voids
+from hansa.secure_agg.voiding import UNOPENABLE, failed_sum, note_failure, verify_voids
 
 
 class RoundMachine(UploadMachine):
@@ -220,7 +220,7 @@ class RoundMachine(UploadMachine):
         try:
             return opening()
         except UNOPENABLE:
-            note_failure(self._store, self._epoch.number, attempt.cohort_hash, view.roster_hash)
+            note_failure(self._store, attempt, view.roster_hash)
             raise
 
     def catch_up(
@@ -292,19 +292,36 @@ class RoundMachine(UploadMachine):
         self._caught_up = {name: body.number for name, (body, _) in found.items()}
         return opened
 
-    def void(self) -> bytes:
-        """Step R5: return the signed Void of the running attempt, whose sum this member could not open.
+    def void(self, round_index: int, attempt: int, *, transcript: bytes) -> bytes:
+        """Step R5: return the signed Void of a round whose sum this member could not open, in its time or later.
+
+        T members had released for that sum, or this one could not have tried.
+
+        Args:
+            round_index: Round number.
+            attempt: Attempt number.
+            transcript: Last link of the transcript before the round.
 
         Raises:
-            OutOfOrder: No attempt is running, its sum did not fail here, or the mode is strict: there nothing was
+            OutOfOrder: The last sum that failed here was another one, or the mode is strict: there nothing was
                 released, and another attempt is the way on.
         """
-        attempt = self._running()
-        roster = failed_roster(self._store, attempt.cohort_hash)
-        if roster is None or self._epoch.terms.strict or self._released(attempt) is None:
-            raise OutOfOrder(f"the sum of round {attempt.round} attempt {attempt.attempt} did not fail here")
-        link = void_link(self._epoch.group_key, attempt.transcript, roster)
-        return self._sign(Void, attempt, cohort_hash=attempt.cohort_hash, roster_hash=roster, transcript=link)
+        epoch = self._epoch
+        failed = failed_sum(self._store, epoch.number, round_index, attempt)
+        if failed is None or epoch.terms.strict:
+            raise OutOfOrder(f"the sum of round {round_index} attempt {attempt} did not fail here")
+        body = Void(
+            session=epoch.roster.session_id,
+            study=epoch.roster.study_id,
+            epoch=epoch.number,
+            sender=epoch.participant,
+            round=round_index,
+            attempt=attempt,
+            cohort_hash=failed[0],
+            roster_hash=failed[1],
+            transcript=void_link(epoch.group_key, transcript, failed[1]),
+        )
+        return sign_message(self._identity, body)
 
     def skip(self, round_index: int, attempt: int, voids: Sequence[bytes], *, transcript: bytes) -> bytes:
         """Step R5: check that T members declare a round void. Then `finish` with the same numbers.

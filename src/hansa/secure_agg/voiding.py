@@ -20,7 +20,7 @@ from hansa.errors import (
     RosterEquivocation,
     ShareCommitmentMismatch,
 )
-from hansa.secure_agg.attempt import load, save
+from hansa.secure_agg.attempt import Attempt, load, save
 from hansa.secure_agg.cohort import open_each, verify_round
 from hansa.secure_agg.epoch import Epoch
 from hansa.secure_agg.messages import Void
@@ -37,12 +37,13 @@ UNOPENABLE: tuple[type[Error], ...] = (
 )
 
 
-def note_failure(store: Store, epoch: int, cohort: bytes, roster: bytes) -> None:
+def note_failure(store: Store, attempt: Attempt, roster: bytes) -> None:
     """Keep that the sum of a roster could not be opened; the same roster counts once."""
-    rosters = _failed_rosters(store, epoch)
+    rosters = _failed_rosters(store, attempt.epoch)
     if roster not in rosters:
         rosters.append(roster)
-    save(store, FAILED, epoch=epoch, cohort=cohort, rosters=rosters)
+    at = {"epoch": attempt.epoch, "round": attempt.round, "attempt": attempt.attempt}
+    save(store, FAILED, **at, cohort=attempt.cohort_hash, rosters=rosters)
 
 
 def failures(store: Store, epoch: int) -> int:
@@ -55,13 +56,16 @@ def _failed_rosters(store: Store, epoch: int) -> list[bytes]:
     return list(record["rosters"]) if record is not None and record["epoch"] == epoch else []
 
 
-def failed_roster(store: Store, cohort: bytes) -> bytes | None:
-    """Return the roster hash whose sum could not be opened last, if it was this cohort's."""
+def failed_sum(store: Store, epoch: int, round_index: int, attempt: int) -> tuple[bytes, bytes] | None:
+    """Return cohort hash and roster hash of the sum that could not be opened last, if it was of this attempt."""
     record = load(store, FAILED)
-    if record is None or record["cohort"] != cohort:
+    if record is None or (record["epoch"], record["round"], record["attempt"]) != (
+        epoch,
+        round_index,
+        attempt,
+    ):
         return None
-    roster: bytes = record["rosters"][-1]
-    return roster
+    return record["cohort"], record["rosters"][-1]
 
 
 def verify_voids(epoch: Epoch, round_index: int, attempt: int, voids: Sequence[bytes]) -> Void:
