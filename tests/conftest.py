@@ -12,6 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from hansa.models.features import FeatureEncoder
     from hansa.models.pretraining import Base
+    from hansa.privacy.ledger import LedgerOwner
     from hansa.study import Study
 
 
@@ -138,3 +139,17 @@ def house(houses: Callable[..., Any]) -> Any:
 @pytest.fixture
 def strict_house(houses: Callable[..., Any], strict_study: "Study", tiny_bases: "Callable[..., Base]") -> Any:
     return houses(strict_study, tiny_bases(strict_study))
+
+
+@pytest.fixture(scope="session")
+def ledger_owner() -> "Callable[..., LedgerOwner]":
+    """Make the owner of a ledger; always the same one but for the values that are given."""
+    from hansa.privacy.ledger import LedgerOwner
+    from hansa.secure_agg.identity import Identity
+
+    def make(seed: int = 1, data: bytes = b"d" * 32, **changes: Any) -> "LedgerOwner":
+        identity = Identity.load(bytes([seed]) * 32)
+        usual = {"participant": "bank-1", "sign": identity.sign, "now": lambda: 1_800_000_000.9}
+        return LedgerOwner(public_key=identity.public, data=data, **{**usual, **changes})
+
+    return make

@@ -21,6 +21,7 @@ from hansa.participant.app import make_client_app
 from hansa.participant.node import ParticipantNode
 from hansa.participant.node_core import terms_of
 from hansa.participant.policy import Policy
+from hansa.participant.registered_data import register_data
 from hansa.participant.trainer import Rows
 from hansa.privacy.noise import SecretRandom
 from hansa.secure_agg.aggregator import RoundAggregator
@@ -159,12 +160,12 @@ class House:
         self.wires = {name: Wire(self.service) for name in self.names}
         self.stores = {name: MemoryStore() for name in self.names}
         self.nodes: dict[str, ParticipantNode] = {}
-        self.ledgers = {name: directory / name / "ledger.jsonl" for name in self.names}
         for name in self.names:
             (directory / name).mkdir(parents=True)
             self._rows, self._policies, self._random = rows, policies, random
             self.directories = {member: directory / member for member in self.names}
             self.nodes[name] = self._node(name)
+        self.ledgers = {name: self.nodes[name].budget.path for name in self.names}
         self.errors: dict[str, list[Error]] = {name: [] for name in self.names}
         self.apps = {
             name: make_client_app(self.nodes[name], report=self.errors[name].append) for name in self.names
@@ -192,6 +193,7 @@ class House:
             model=self.base.model(),
             layout=self.base.layout,
             rows=self._rows[name],
+            data_commitment=register_data(self.directories[name], [name.encode()]),
             state_directory=self.directories[name],
             aggregator=self.wires[name],
             random=self._random.get(name),
@@ -317,9 +319,9 @@ class House:
 
 
 def entries(ledger: Path) -> list[dict[str, Any]]:
-    """What a ledger holds, line by line."""
+    """What a ledger holds after its opening, line by line."""
     lines = ledger.read_text().splitlines() if ledger.exists() else []
-    return [json.loads(json.loads(line)["body"]) for line in lines]
+    return [json.loads(line)["entry"] for line in lines[1:]]
 
 
 def kinds(ledger: Path) -> list[str]:

@@ -15,7 +15,7 @@ Error
 │   └── CheckpointKeyMissing, UnexpectedCheckpointKey, CheckpointShapeMismatch, CheckpointTypeMismatch
 ├── ExtraMissing                  exit 78   a package of an optional extra is not installed
 ├── PolicyRefusal                 exit 3    a participant refuses; nothing was spent
-│   └── BudgetExhausted, LedgerDamaged, LayerMissing, UnknownStudy, CohortBelowPolicy, ReleaseNotAgreed
+│   └── BudgetExhausted, LedgerDamaged, LedgerMismatch, LayerMissing, UnknownStudy, CohortBelowPolicy, ReleaseNotAgreed
 ├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
 │   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
 │   ├── StaleRound, WrongSession, PackageReuse, OwnKeyMismatch, UploadReuse, OutOfOrder
@@ -29,6 +29,8 @@ Error
 │   ├── ParticipantLost
 │   │   └── ParticipantRefused
 │   └── UpdateShapeMismatch, UpdateNotFinite, UpdateOutOfRange
+├── AuditError                    exit 1    an audit found something that does not hold
+│   └── LedgerNotVerified, HistoryForked, ProofInvalid, LedgerFileMissing (exit 66)
 ├── ReportValueInvalid            exit 1    a result holds a value that no report may show
 ├── OutputNotWritable             exit 73   a report cannot be written where it was asked for
 ├── StateError                    exit 1    what a party must remember is damaged, in use or not writable
@@ -290,6 +292,15 @@ class LedgerDamaged(PolicyRefusal):
 
     code = "ledger_damaged"
     default_hint = "restore the ledger from a backup; until then this data set takes part in nothing"
+
+
+class LedgerMismatch(PolicyRefusal):
+    """The ledger is of another participant, key or data set, or states ε at a larger δ than the study's."""
+
+    code = "ledger_mismatch"
+    default_hint = (
+        "each data set has its own ledger; give the one of this data set, under the key that opened it"
+    )
 
 
 class LayerMissing(PolicyRefusal):
@@ -629,6 +640,45 @@ class UpdateOutOfRange(ProtocolError):
     """A quantised level is outside the range that was agreed on."""
 
     code = "update_out_of_range"
+
+
+# -- audit -----------------------------------------------------------------------------------------------
+
+
+class AuditError(Error):
+    """An audit found something that does not hold."""
+
+    code = "audit"
+    default_hint = "ask the participant for its ledger and for an account of what happened to it"
+
+
+class LedgerNotVerified(AuditError):
+    """A ledger does not hold what it says: form, order, chain, signatures, or the limit on epsilon."""
+
+    code = "ledger_not_verified"
+    default_hint = "do not rely on this ledger; compare it with an earlier copy or a tree head that you kept"
+
+
+class HistoryForked(AuditError):
+    """Two histories of one data set, or a history and an earlier tree head of it, do not continue each other."""
+
+    code = "history_forked"
+    default_hint = "the participant signed two histories; keep both files, they prove it"
+
+
+class ProofInvalid(AuditError):
+    """An inclusion proof, a consistency proof or a tree head is not one."""
+
+    code = "proof_invalid"
+    default_hint = "make the proof again with `hansa audit prove LEDGER --entry N --json`"
+
+
+class LedgerFileMissing(AuditError):
+    """A ledger, proof or tree head does not exist or cannot be read."""
+
+    code = "ledger_file_missing"
+    exit_status = 66
+    default_hint = "give a folder with ledger-*.jsonl files, or such a file"
 
 
 # -- output ----------------------------------------------------------------------------------------------

@@ -20,8 +20,10 @@ from hansa.models.transformer import FeatureTransformer
 from hansa.participant.app import make_client_app
 from hansa.participant.node import ParticipantNode
 from hansa.participant.policy import Policy
+from hansa.participant.registered_data import register_data
 from hansa.participant.store import SealedStore, open_or_make_key
 from hansa.participant.trainer import Rows
+from hansa.privacy.data_identity import row_units
 from hansa.secure_agg.identity import Identity, Roster
 from hansa.secure_agg.store import Store
 from hansa.study import Study
@@ -123,6 +125,11 @@ class Seats:
             model=self._make_model(),
             layout=self._layout,
             rows=member.rows,
+            data_commitment=register_data(
+                self._directory / name,
+                # The embedded consortium has encoded rows only; a connector to an institution's table has its keys.
+                row_units(member.rows.features.numpy(), member.rows.labels.numpy()),
+            ),
             state_directory=self._directory / name,
             aggregator=PipeAggregator(self._parent),
             certificate=certificate,

@@ -22,6 +22,7 @@ from hansa.participant.shared_state import SharedState
 from hansa.participant.trainer import Rows, Trainer, update_bound
 from hansa.privacy.accounting import calibrate
 from hansa.privacy.budget import Budget, Spending
+from hansa.privacy.ledger import LedgerOwner
 from hansa.privacy.noise import SecretRandom
 from hansa.secure_agg.codec import dequantise_sum, kept_entries, quantise, select_support
 from hansa.secure_agg.parameters import Layout
@@ -60,6 +61,7 @@ class LocalUpdates:
         packing: Layout of an update in its slots.
         rows: Private records, encoded.
         ledger: File of the privacy budget.
+        owner: Whose ledger it is, of which data, and who signs it.
         epsilon_limit: ε that the data set may ever spend.
         store: Durable storage.
         random: Secret randomness.
@@ -85,6 +87,7 @@ class LocalUpdates:
         packing: Layout,
         rows: Rows,
         ledger: Path,
+        owner: LedgerOwner,
         epsilon_limit: float,
         store: Store,
         random: SecretRandom,
@@ -104,7 +107,7 @@ class LocalUpdates:
         self._trainer = Trainer(
             study, model, layout, rows, noise_multiplier=self.noise_multiplier, random=random
         )
-        self.budget = Budget(ledger, epsilon_limit=epsilon_limit, delta=privacy.delta)
+        self.budget = Budget(ledger, epsilon_limit=epsilon_limit, delta=privacy.delta, owner=owner)
 
     def levels(
         self, state: SharedState, round_index: int, attempt: int, group_key: bytes

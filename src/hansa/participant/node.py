@@ -45,7 +45,8 @@ class ParticipantNode(NodeCore):
         model: The public base model; this node's own copy.
         layout: Order of the trained part.
         rows: Private records, encoded.
-        state_directory: Own folder for the ledger.
+        data_commitment: Which data the records are; see `registered_data.register_data`.
+        state_directory: Own folder for the ledgers, one a data set.
         aggregator: Way to the aggregator.
         random: Secret randomness; the operating system's unless a test injects it.
         certificate: Own certificate (DER) of the roster's authority; empty where it has none.

@@ -25,6 +25,8 @@ from hansa.participant.policy import Policy
 from hansa.participant.shared_state import SharedState
 from hansa.participant.trainer import Rows
 from hansa.privacy.budget import Budget
+from hansa.privacy.data_identity import ledger_path
+from hansa.privacy.ledger import LedgerOwner
 from hansa.privacy.noise import SecretRandom
 from hansa.secure_agg.identity import Identity, Roster
 from hansa.secure_agg.parameters import Terms
@@ -65,6 +67,7 @@ class NodeCore:
         model: FeatureTransformer,
         layout: TrainableLayout,
         rows: Rows,
+        data_commitment: bytes,
         state_directory: Path,
         aggregator: AggregatorClient,
         random: SecretRandom | None = None,
@@ -80,7 +83,10 @@ class NodeCore:
             layout=layout,
             packing=self._terms.layout,
             rows=rows,
-            ledger=state_directory / "ledger.jsonl",
+            ledger=ledger_path(state_directory, data_commitment),
+            owner=LedgerOwner(
+                participant=name, public_key=identity.public, data=data_commitment, sign=identity.sign
+            ),
             epsilon_limit=policy.epsilon_limit,
             store=store,
             random=random,

@@ -1,0 +1,66 @@
+"""What a round asks for, and what a list of such rounds costs together: the same numbers for the owner and for the auditor."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hansa.privacy.accounting import epsilon_of
+
+# A privacy loss wider than this is not computed with but counted as infinite: its ε is in the hundreds, and the
+# grid over it would not fit in memory. A ledger from elsewhere must not be able to stop its reader.
+_LOG_SPREAD_MOST = 2 * math.log(1000.0)
+
+Mechanism = tuple[float, float]  # noise multiplier σ, Poisson rate q
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spending:
+    """What a round asks for: equal Poisson-subsampled Gaussian steps."""
+
+    study: str
+    round: int
+    attempt: int
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """The mechanism of each step."""
+        return self.noise_multiplier, self.sample_rate
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Study, round and attempt that it is for."""
+        return self.study, self.round, self.attempt
+
+
+def total_epsilon(steps: Mapping[Mechanism, int], delta: float) -> float:
+    """Compute ε of all steps together.
+
+    Args:
+        steps: Number of steps of each mechanism.
+        delta: δ of the whole.
+
+    Guarantees:
+        - A mechanism without noise costs `inf`, and so does one with so little that nobody's limit is above it.
+        - Does not depend on the order in which the steps were taken.
+    """
+    if not steps:
+        return 0.0
+    if any(_is_unbounded(sigma, rate, count) for (sigma, rate), count in steps.items()):
+        return math.inf
+    # Basic composition over unlike mechanisms: one study uses one mechanism, so the sum has one term there.
+    return math.fsum(
+        epsilon_of(noise_multiplier=sigma, sample_rate=rate, steps=count, delta=delta / len(steps))
+        for (sigma, rate), count in steps.items()
+    )
+
+
+def _is_unbounded(noise_multiplier: float, sample_rate: float, steps: int) -> bool:
+    """Tell whether the variance of the privacy loss, q² T (exp(1/σ²) - 1) or less, is beyond what is computed with."""
+    if steps == 0 or not sample_rate > 0.0:
+        return False
+    if noise_multiplier < 0.02:  # 1/σ² alone is above 2500
+        return True
+    return 2 * math.log(sample_rate) + math.log(steps) + noise_multiplier**-2 > _LOG_SPREAD_MOST

@@ -1,0 +1,45 @@
+"""The same data has one commitment, and only its owner can tell whose it is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hansa.privacy.data_identity import data_commitment, ledger_path, row_units
+
+SALT = b"s" * 32
+UNITS = [b"anna", b"bela", b"cora"]
+
+
+def test_order_does_not_matter_and_which_units_how_often_does() -> None:
+    found = data_commitment(SALT, UNITS)
+    assert len(found) == 32
+    assert data_commitment(SALT, reversed(UNITS)) == found
+    others = [UNITS[:2], [*UNITS, b"dora"], [*UNITS, b"anna"], [b"annab", b"ela", b"cora"], []]
+    assert len({found, *(data_commitment(SALT, units) for units in others)}) == 6
+
+
+def test_another_salt_gives_another_commitment() -> None:
+    assert data_commitment(b"t" * 32, UNITS) != data_commitment(SALT, UNITS)
+
+
+def test_a_salt_has_32_bytes() -> None:
+    with pytest.raises(ValueError, match="not 32"):
+        data_commitment(b"short", UNITS)
+
+
+def test_a_row_is_its_numbers() -> None:
+    table = np.array([[1.0, -0.0], [np.nan, 2.0]])
+    same = np.array([[1.0, 0.0], [-np.nan, 2.0]])
+    assert row_units(table, np.array([0, 1])) == row_units(
+        same.copy(), np.array([0.0, 1.0], dtype=np.float32)
+    )
+    assert len(set(row_units(table, np.array([0, 1])) + row_units(table, np.array([1, 1])))) == 3
+    assert row_units(np.ones((2, 3, 4)))[0] == row_units(np.ones((1, 12)))[0]
+    assert np.isnan(table[1, 0])  # the caller's array is as it was
+
+
+def test_each_data_set_has_its_own_ledger() -> None:
+    paths = {ledger_path(Path("folder"), data_commitment(SALT, units)) for units in (UNITS, UNITS[:2])}
+    assert len(paths) == 2
+    assert all(path.match("folder/ledger-*.jsonl") for path in paths)
