@@ -13,6 +13,8 @@ Error
 ├── CheckpointError               exit 65   a model's files are not what they should be; nothing was loaded
 │   ├── CheckpointFileMissing (exit 66), PickleRefused, UnsafeCheckpointPath, CheckpointDamaged, ForeignConfig
 │   └── CheckpointKeyMissing, UnexpectedCheckpointKey, CheckpointShapeMismatch, CheckpointTypeMismatch
+├── AccountantsDisagree           exit 1    independent accountants give different epsilon for the same steps
+├── AuditFailed                   exit 1    a measurement shows less privacy than the accounting claims
 ├── ExtraMissing                  exit 78   a package of an optional extra is not installed
 ├── PolicyRefusal                 exit 3    a participant refuses; nothing was spent
 │   └── BudgetExhausted, LedgerDamaged, LayerMissing, UnknownStudy, CohortBelowPolicy, ReleaseNotAgreed
@@ -265,6 +267,25 @@ class ExtraMissing(Error):
     code = "extra_missing"
     exit_status = 78
     default_hint = "pip install 'hansa[llm]'"
+
+
+# -- privacy evidence ------------------------------------------------------------------------------------
+
+
+class AccountantsDisagree(Error):
+    """Independent accountants give epsilons for the same steps that cannot all be right, or one of them gives none."""
+
+    code = "accountants_disagree"
+    default_hint = "do not rely on this epsilon; report the noise multiplier, sample rate, steps and delta with the message"
+
+
+class AuditFailed(Error):
+    """An empirical audit measured a lower bound of epsilon above the epsilon that the accounting claims."""
+
+    code = "audit_failed"
+    default_hint = (
+        "stop training on this installation: clipping, noise or sampling does less than the ledger says"
+    )
 
 
 # -- policy ----------------------------------------------------------------------------------------------
