@@ -4,7 +4,7 @@ Error
 ├── UsageError                    exit 2    the command line asks for something that does not exist
 ├── ConfigurationError            exit 78   study.toml or another configuration is wrong
 │   ├── StudyFileMissing, StudySyntaxError, UnknownKey, InvalidValue
-│   ├── PrivacyTargetUnreachable
+│   ├── PrivacyTargetUnreachable, SpentFileMissing (exit 66)
 │   └── CohortTooSmall, CohortTooLarge
 ├── DataError                     exit 65   a participant's data does not fit the study
 │   ├── DataFileMissing, ChecksumMismatch
@@ -114,6 +114,14 @@ class PrivacyTargetUnreachable(ConfigurationError):
 
     code = "privacy_target_unreachable"
     default_hint = "raise epsilon, or lower the rounds, the local steps or the sample rate"
+
+
+class SpentFileMissing(ConfigurationError):
+    """The ledger that a forecast starts from does not exist or cannot be read."""
+
+    code = "spent_file_missing"
+    exit_status = 66
+    default_hint = "give the path of the data set's ledger, or leave --spent out for an unused data set"
 
 
 class CohortTooSmall(ConfigurationError):
