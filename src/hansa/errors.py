@@ -5,6 +5,7 @@ Error
 ├── ConfigurationError            exit 78   study.toml or another configuration is wrong
 │   ├── StudyFileMissing, StudySyntaxError, UnknownKey, InvalidValue
 │   ├── PrivacyTargetUnreachable, SpentFileMissing (exit 66)
+│   ├── PolicyFileMissing, PolicySyntaxError
 │   └── CohortTooSmall, CohortTooLarge
 ├── DataError                     exit 65   a participant's data does not fit the study
 │   ├── DataFileMissing, ChecksumMismatch
@@ -17,7 +18,8 @@ Error
 ├── AuditFailed                   exit 1    a measurement shows less privacy than the accounting claims
 ├── ExtraMissing                  exit 78   a package of an optional extra is not installed
 ├── PolicyRefusal                 exit 3    a participant refuses; nothing was spent
-│   └── BudgetExhausted, LedgerDamaged, LayerMissing, UnknownStudy, CohortBelowPolicy, ReleaseNotAgreed
+│   ├── BudgetExhausted, LedgerDamaged, LayerMissing, UnknownStudy, CohortBelowPolicy, ReleaseNotAgreed
+│   └── TooManyRounds, ModelNotAllowed, SubmitterNotAllowed
 ├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
 │   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
 │   ├── StaleRound, WrongSession, PackageReuse, OwnKeyMismatch, UploadReuse, OutOfOrder
@@ -122,6 +124,20 @@ class SpentFileMissing(ConfigurationError):
     code = "spent_file_missing"
     exit_status = 66
     default_hint = "give the path of the data set's ledger, or leave --spent out for an unused data set"
+
+
+class PolicyFileMissing(ConfigurationError):
+    """The policy file does not exist or cannot be read."""
+
+    code = "policy_file_missing"
+    default_hint = "give the path of a policy.toml; examples/bank/policy.toml is one"
+
+
+class PolicySyntaxError(ConfigurationError):
+    """The policy file is not TOML, or says a key twice."""
+
+    code = "policy_syntax"
+    default_hint = "correct the policy file; `hansa policy check POLICY.toml STUDY.toml` reads it"
 
 
 class CohortTooSmall(ConfigurationError):
@@ -338,6 +354,27 @@ class CohortBelowPolicy(PolicyRefusal):
 
     code = "cohort_below_policy"
     default_hint = "lower smallest_cohort in the policy, or find more participants"
+
+
+class TooManyRounds(PolicyRefusal):
+    """The study plans more rounds than the participant's policy allows."""
+
+    code = "too_many_rounds"
+    default_hint = "plan fewer rounds, or raise most_rounds in the policy"
+
+
+class ModelNotAllowed(PolicyRefusal):
+    """The base model is not one of those that the participant's policy names, or its hash is not known."""
+
+    code = "model_not_allowed"
+    default_hint = "compare the hash of the base model with allow.models in the policy"
+
+
+class SubmitterNotAllowed(PolicyRefusal):
+    """Whoever submits the study is not named in the participant's policy, or is not known."""
+
+    code = "submitter_not_allowed"
+    default_hint = "compare the submitter with allow.submitters in the policy"
 
 
 class ReleaseNotAgreed(PolicyRefusal):
