@@ -1,9 +1,9 @@
 """An audit of the mechanism itself: plant records that a step must hide, and measure how well it hides them.
 
-A canary is a record whose gradient is large and lies on one entry of its own (a Dirac gradient; Nasr et al. 2023, section 4;
-Maddock et al. 2023). Half of them, by coins, are in the data. The real code samples, clips and adds noise; the sum over the steps, read
-at a canary's entry, is its score. No adversary of the protocol sees a step that clearly, so what the scores show at least is what the
-mechanism leaks at least, and must not be above the ε that the ledger claims for the same steps.
+A canary is a record whose gradient is large and lies on one entry of its own (a Dirac gradient; Nasr et al. 2023, section 4).
+Half of them, by coins, are in the data. The real code samples, clips and adds noise; the sum over the steps, read at a canary's
+entry, is its score. No adversary of the protocol sees a step that clearly, so what the scores show is the least that the mechanism
+leaks to the strongest one, and it must not be above the ε that the ledger claims for the same steps.
 
 Two settings, because one has no power over everything:
     noise and clipping   every record in every step, as many steps as make the canaries about one deviation apart
@@ -136,7 +136,8 @@ def audit_mechanism(
 
     Guarantees:
         - The step that hansa trains with passes, but for a chance of 1 − confidence in each audit.
-        - Noise divided by √2, no clipping, clipping by tokens and a fourfold sample rate are each caught (σ up to 16, q down to 0.01).
+        - Noise divided by √2, no clipping, clipping by tokens and a fourfold sample rate (q up to 0.25) are each caught, for σ up
+          to 16 and q down to 0.01.
     """
     noise_steps = min(_NOISE_STEPS_MOST, max(1, round(noise_multiplier**2)))
     # A fourfold rate must stand out of the confidence interval, a tenth to a fifth of a deviation wide.

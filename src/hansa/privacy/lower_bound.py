@@ -7,7 +7,9 @@ both from above (Clopper & Pearson 1934) give two lower bounds:
     free       e^ε ≥ (1 − β − δ) / α, and with α and β exchanged               (Kairouz et al. 2015, theorem 2.1)
 
 The Gaussian one needs the trade-off curve to lie, towards its ends, no higher than a Gaussian one through the point that was
-measured. Sums of Poisson-subsampled Gaussian steps do: their loss grows faster towards the tail. The free one needs nothing and is weak.
+measured. Sums of Poisson-subsampled Gaussian steps do where ε is 0.1 or more, for their loss grows faster towards the tail; below,
+the bound may be a tenth too high, which no audit of fewer than millions of canaries can resolve. The free one needs nothing and is
+weak.
 """
 
 import math
@@ -80,7 +82,9 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
 
     if mu <= 0.0 or excess(0.0) <= 0.0:
         return 0.0
-    most = mu * mu / 2 + mu * (math.sqrt(-2 * math.log(delta)) + 1)  # the first term alone is below δ from here on
+    most = mu * mu / 2 + mu * (
+        math.sqrt(-2 * math.log(delta)) + 1
+    )  # the first term alone is below δ from here on
     return float(optimize.brentq(excess, 0.0, most, xtol=1e-9))
 
 
