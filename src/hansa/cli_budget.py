@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hansa.study import Study
 
 EPILOG = "Exit status: 0 ok, 1 failed, 2 usage, 3 ledger damaged, 66 missing input, 78 configuration, 130 interrupted."
-_ROUNDS_MOST = 100_000
+_ROUNDS_MOST = 10_000
 _ROWS_WHOLE, _ROWS_THINNED = 100, 50
 
 app = typer.Typer(help="Look ahead at privacy budgets.", no_args_is_help=True, rich_markup_mode=None)
@@ -84,6 +84,7 @@ def as_json(study: "Study", found: "Forecast") -> dict[str, Any]:
         "limit": found.limit,
         "epsilon_before": number(found.epsilon_before),
         "rounds_before": found.rounds_before,
+        "rounds": list(found.rounds),
         "epsilon_after_round": [number(value) for value in found.epsilons],
         "passes_limit_at": found.passes_at,
         "check": None
@@ -94,23 +95,20 @@ def as_json(study: "Study", found: "Forecast") -> dict[str, Any]:
 
 def as_words(study: "Study", found: "Forecast") -> str:
     """Put a forecast into words and a table."""
-    one, count = found.round_mechanism, len(found.epsilons)
+    one, count = found.round_mechanism, found.rounds[-1] if found.rounds else 0
     lines = [
         f"study {study.name}: {count} further rounds, {found.rounds_before} reserved before",
         f"each round: {one.steps} steps, noise multiplier {one.noise_multiplier:g}, sample rate {one.sample_rate:g}",
         f"epsilon at delta {found.delta:g}, unit {study.privacy.unit}; limit {found.limit:g}",
         "",
         "further rounds  epsilon      left",
-        f"{0:>14}  {found.epsilon_before:>7.3f}  {found.limit - found.epsilon_before:>8.3f}",
+        _row(0, found.epsilon_before, found.limit),
     ]
-    shown = _shown(count, found.passes_at)
-    lines += [
-        f"{number:>14}  {found.epsilons[number - 1]:>7.3f}  {found.limit - found.epsilons[number - 1]:>8.3f}"
-        + ("  passes the limit" if number == found.passes_at else "")
-        for number in shown
-    ]
+    rows = [_row(n, e, found.limit) for n, e in zip(found.rounds, found.epsilons, strict=True)]
+    shown = _shown(found)
+    lines += [rows[place] for place in shown]
     if len(shown) < count:
-        lines.append(f"({len(shown)} of {count} rounds shown; --json has all)")
+        lines.append(f"({len(shown)} of {count} rounds shown; --json has {len(rows)})")
     lines.append("")
     if found.check is not None:
         check = found.check
@@ -125,9 +123,16 @@ def as_words(study: "Study", found: "Forecast") -> str:
     return "\n".join(lines) + "\n"
 
 
-def _shown(count: int, passes_at: int | None) -> list[int]:
-    """Choose the rounds of the table: all of a short one, an even share of a long one, and always the one that matters."""
+def _row(number: int, epsilon: float, limit: float) -> str:
+    mark = "  passes the limit" if not epsilon <= limit else ""
+    return f"{number:>14}  {epsilon:>7.3f}  {limit - epsilon:>8.3f}{mark}"
+
+
+def _shown(found: "Forecast") -> list[int]:
+    """Choose the rows: all of a short table, an even share of a long one, and always the ones around the limit."""
+    count = len(found.rounds)
     if count <= _ROWS_WHOLE:
-        return list(range(1, count + 1))
+        return list(range(count))
     every = math.ceil(count / _ROWS_THINNED)
-    return sorted({1, count, *range(every, count, every), *([passes_at] if passes_at else [])})
+    passed = [place for place, epsilon in enumerate(found.epsilons) if not epsilon <= found.limit][:1]
+    return sorted({0, count - 1, *range(every - 1, count, every), *passed})

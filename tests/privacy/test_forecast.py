@@ -70,6 +70,22 @@ def test_the_limit_is_met_exactly(bank: Study, nudge: float, passes: int) -> Non
     assert forecast(bank, rounds=5, limit=exact + nudge).passes_at == passes
 
 
+def test_of_very_many_rounds_every_few_are_computed_and_the_limit_is_still_exact(
+    bank: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_POINTS_MOST", 10)
+    found = forecast(bank, rounds=23, limit=10.0)
+    assert found.rounds == (3, 6, 9, 12, 15, 18, 21, 23)
+    after = [
+        epsilon_of(noise_multiplier=sigma_of(bank), sample_rate=0.4, steps=n, delta=DELTA) for n in range(24)
+    ]
+    assert found.epsilons == pytest.approx([after[n] for n in found.rounds], rel=1e-6)
+    assert found.passes_at == next(n for n in range(24) if after[n] > 10.0)
+    assert found.passes_at not in found.rounds
+    assert forecast(bank, rounds=23, limit=after[22]).passes_at == 23
+    assert forecast(bank, rounds=23, limit=after[0] + 0.1).passes_at == 1
+
+
 def test_what_was_spent_counts_repeated_attempts_and_other_studies_too(bank: Study, ledger: Path) -> None:
     reservations = reservations_in(ledger)
     found = forecast(bank, reservations=reservations, limit=8.0)

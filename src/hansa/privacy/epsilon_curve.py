@@ -119,22 +119,27 @@ def _side_curve(
         base = _Side(probabilities=np.ones(1), start=0, infinite=0.0)
     counts = steps_per_round * np.arange(1, rounds + 1)
     lows, highs = _windows(step, base, grid, counts)
-    size = fft.next_fast_len(
-        int(max((highs - lows).max() + 1, len(step.probabilities), len(base.probabilities))), real=True
-    )
-    per_round = fft.rfft(step.probabilities, size) ** steps_per_round
-    running = fft.rfft(base.probabilities, size)
+    sizes = _sizes(np.maximum(highs - lows + 1, max(len(step.probabilities), len(base.probabilities))))
     survives = math.log1p(-step.infinite)
     epsilons = np.empty(rounds)
     for index, count in enumerate(counts):
+        if index == 0 or sizes[index] != sizes[index - 1]:
+            per_round = fft.rfft(step.probabilities, sizes[index]) ** steps_per_round
+            running = fft.rfft(base.probabilities, sizes[index]) * per_round**index
         running *= per_round
-        everything = fft.irfft(running, size)
+        everything = fft.irfft(running, sizes[index])
         low, high = int(lows[index]), int(highs[index])
         origin = base.start + int(count) * step.start  # loss of entry 0, in grid steps
         window = np.take(everything, np.arange(low - origin, high - origin + 1), mode="wrap")
         infinite = _TAIL + 1.0 - (1.0 - base.infinite) * math.exp(count * survives)
         epsilons[index] = _epsilon(window, low, grid, infinite, delta)
     return epsilons
+
+
+def _sizes(needed: NDArray[np.int64]) -> list[int]:
+    """Lengths of the transforms: the window grows with the rounds, so it is followed in steps of a quarter."""
+    stages = np.ceil(np.log(np.maximum.accumulate(needed)) / math.log(1.25))
+    return [int(fft.next_fast_len(math.ceil(1.25**stage), real=True)) for stage in stages]
 
 
 def _windows(
