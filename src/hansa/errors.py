@@ -4,7 +4,8 @@ Error
 ├── UsageError                    exit 2    the command line asks for something that does not exist
 ├── ConfigurationError            exit 78   study.toml or another configuration is wrong
 │   ├── StudyFileMissing, StudySyntaxError, UnknownKey, InvalidValue
-│   ├── PrivacyTargetUnreachable
+│   ├── PrivacyTargetUnreachable, SpentFileMissing (exit 66)
+│   ├── PolicyFileMissing, PolicySyntaxError
 │   └── CohortTooSmall, CohortTooLarge
 ├── DataError                     exit 65   a participant's data does not fit the study
 │   ├── DataFileMissing, ChecksumMismatch
@@ -13,9 +14,12 @@ Error
 ├── CheckpointError               exit 65   a model's files are not what they should be; nothing was loaded
 │   ├── CheckpointFileMissing (exit 66), PickleRefused, UnsafeCheckpointPath, CheckpointDamaged, ForeignConfig
 │   └── CheckpointKeyMissing, UnexpectedCheckpointKey, CheckpointShapeMismatch, CheckpointTypeMismatch
+├── AccountantsDisagree           exit 1    independent accountants give different epsilon for the same steps
+├── AuditFailed                   exit 1    a measurement shows less privacy than the accounting claims
 ├── ExtraMissing                  exit 78   a package of an optional extra is not installed
 ├── PolicyRefusal                 exit 3    a participant refuses; nothing was spent
-│   └── BudgetExhausted, LedgerDamaged, LedgerMismatch, LayerMissing, UnknownStudy, CohortBelowPolicy, ReleaseNotAgreed
+│   ├── BudgetExhausted, LedgerDamaged, LedgerMismatch, LayerMissing, UnknownStudy, CohortBelowPolicy
+│   └── ReleaseNotAgreed, TooManyRounds, ModelNotAllowed, SubmitterNotAllowed
 ├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
 │   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
 │   ├── StaleRound, WrongSession, PackageReuse, OwnKeyMismatch, UploadReuse, OutOfOrder
@@ -114,6 +118,28 @@ class PrivacyTargetUnreachable(ConfigurationError):
 
     code = "privacy_target_unreachable"
     default_hint = "raise epsilon, or lower the rounds, the local steps or the sample rate"
+
+
+class SpentFileMissing(ConfigurationError):
+    """The ledger that a forecast starts from does not exist or cannot be read."""
+
+    code = "spent_file_missing"
+    exit_status = 66
+    default_hint = "give the path of the data set's ledger, or leave --spent out for an unused data set"
+
+
+class PolicyFileMissing(ConfigurationError):
+    """The policy file does not exist or cannot be read."""
+
+    code = "policy_file_missing"
+    default_hint = "give the path of a policy.toml; examples/bank/policy.toml is one"
+
+
+class PolicySyntaxError(ConfigurationError):
+    """The policy file is not TOML, or says a key twice."""
+
+    code = "policy_syntax"
+    default_hint = "correct the policy file; `hansa policy check POLICY.toml STUDY.toml` reads it"
 
 
 class CohortTooSmall(ConfigurationError):
@@ -269,6 +295,25 @@ class ExtraMissing(Error):
     default_hint = "pip install 'hansa[llm]'"
 
 
+# -- privacy evidence ------------------------------------------------------------------------------------
+
+
+class AccountantsDisagree(Error):
+    """Independent accountants give epsilons for the same steps that cannot all be right, or one of them gives none."""
+
+    code = "accountants_disagree"
+    default_hint = "do not rely on this epsilon; report the noise multiplier, sample rate, steps and delta with the message"
+
+
+class AuditFailed(Error):
+    """An empirical audit measured a lower bound of epsilon above the epsilon that the accounting claims."""
+
+    code = "audit_failed"
+    default_hint = (
+        "stop training on this installation: clipping, noise or sampling does less than the ledger says"
+    )
+
+
 # -- policy ----------------------------------------------------------------------------------------------
 
 
@@ -320,6 +365,27 @@ class CohortBelowPolicy(PolicyRefusal):
 
     code = "cohort_below_policy"
     default_hint = "lower smallest_cohort in the policy, or find more participants"
+
+
+class TooManyRounds(PolicyRefusal):
+    """The study plans more rounds than the participant's policy allows."""
+
+    code = "too_many_rounds"
+    default_hint = "plan fewer rounds, or raise most_rounds in the policy"
+
+
+class ModelNotAllowed(PolicyRefusal):
+    """The base model is not one of those that the participant's policy names, or its hash is not known."""
+
+    code = "model_not_allowed"
+    default_hint = "compare the hash of the base model with allow.models in the policy"
+
+
+class SubmitterNotAllowed(PolicyRefusal):
+    """Whoever submits the study is not named in the participant's policy, or is not known."""
+
+    code = "submitter_not_allowed"
+    default_hint = "compare the submitter with allow.submitters in the policy"
 
 
 class ReleaseNotAgreed(PolicyRefusal):

@@ -1,0 +1,66 @@
+"""What a data set has spent already, as the mechanisms that were reserved on it.
+
+Limits are checked on mechanisms and not on sums of ε: the ε of several rounds is composed anew each time (accounting.py).
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from hansa.errors import SpentFileMissing
+from hansa.privacy.accounting import Mechanism
+from hansa.privacy.budget import Budget
+
+
+class Spent(Protocol):
+    """Look up what a data set has spent; the ledger answers, a test may."""
+
+    def __call__(self, *, study: str | None = None, month: str | None = None) -> Sequence[Mechanism]:
+        """Give the mechanisms reserved so far.
+
+        Args:
+            study: Only those of this study id; None for all.
+            month: Only those of this month, YYYY-MM in UTC; None for all.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reservation:
+    """One reserved round of a ledger."""
+
+    study: str
+    round: int
+    mechanism: Mechanism
+
+
+def reservations_in(ledger: Path) -> tuple[Reservation, ...]:
+    """Read a ledger file; committed or not, a reservation counts.
+
+    Raises:
+        SpentFileMissing: There is no such file, or it cannot be read.
+        LedgerDamaged: A line cannot be read or the chain is broken.
+    """
+    if not ledger.is_file() or not os.access(ledger, os.R_OK):
+        raise SpentFileMissing(f"ledger {str(ledger)!r} cannot be read")
+    Budget(ledger, epsilon_limit=0.0, delta=0.5)  # checks every line and link; limit and δ are not used
+    entries = [json.loads(json.loads(line)["body"]) for line in ledger.read_bytes().splitlines()]
+    return tuple(
+        Reservation(
+            study=str(entry["study"]),
+            round=int(entry["round"]),
+            mechanism=Mechanism(
+                float(entry["noise_multiplier"]), float(entry["sample_rate"]), int(entry["steps"])
+            ),
+        )
+        for entry in entries
+        if entry["kind"] == "reserve"
+    )
+
+
+def rounds_of(study: str, reservations: Iterable[Reservation]) -> int:
+    """Count the rounds of a study that were reserved, repeated attempts once."""
+    return len({one.round for one in reservations if one.study == study})
