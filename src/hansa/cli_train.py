@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hansa.errors import Interrupted
+
 if TYPE_CHECKING:
     from hansa.models.recipe_runs import Finished, Step
     from hansa.models.recipes import Recipe
@@ -41,7 +43,13 @@ def model_train(
         from hansa.study import load_study
 
         tables = StudyTables(load_study(folder / agreed.model.study), folder / agreed.phase[0].data)
-    finished = run_recipe(agreed, folder, output, tables=tables, progress=_tell)
+    try:
+        finished = run_recipe(agreed, folder, output, tables=tables, progress=_tell)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "stopped; finished phases are kept",
+            hint="the same command goes on with the phase that was stopped",
+        ) from None
     if json_only:
         typer.echo(json.dumps(_as_json(agreed, finished, output), sort_keys=True))
         return

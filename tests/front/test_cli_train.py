@@ -115,6 +115,19 @@ def test_a_table_is_pretrained_without_its_labels(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+def test_ctrl_c_says_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hansa import cli_train
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli_train, "_tell", stop)
+    arguments = ["model", "train", str(small_recipe(tmp_path)), "--output", str(tmp_path / "out")]
+    found = CliRunner().invoke(app, arguments)
+    assert isinstance(found.exception, errors.Interrupted)
+    assert "finished phases are kept" in found.exception.message
+
+
 def test_errors_end_in_their_status(tmp_path: Path) -> None:
     arguments = ["model", "train", str(tmp_path / "none.toml"), "--output", str(tmp_path / "out")]
     found = CliRunner().invoke(app, arguments)
