@@ -192,9 +192,7 @@ def main() -> NoReturn:
     try:
         status = _run()
     except KeyboardInterrupt:
-        status = Interrupted.exit_status
-    if status == Interrupted.exit_status:  # typer turns Ctrl-C into this status without a word
-        _tell(Interrupted("stopped; keys and state of the run are removed"))
+        status = _tell(Interrupted("stopped; keys and state of the run are removed"))
     sys.exit(status)
 
 
@@ -212,6 +210,8 @@ def _run() -> int:
         return _tell(UsageError(error.format_message()[:1].lower() + error.format_message()[1:].rstrip(".")))
     except click.Abort:
         raise KeyboardInterrupt from None
+    if status == Interrupted.exit_status:  # typer turns Ctrl-C into this status without a word
+        raise KeyboardInterrupt
     return status if isinstance(status, int) else 0
 
 

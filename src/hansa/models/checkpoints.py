@@ -61,14 +61,14 @@ def load_checkpoint(
             f"{folder.name} is a file; a checkpoint is a folder with config.json and *.safetensors"
         )
     family, full = read_config(read_json(folder / CONFIG))
-    chosen = _choose(experts, full)
+    chosen = choose_experts(experts, full)
     config = full if experts is None else _with_experts(full, chosen)
     config = config.with_adapters_of(adapters)
     if classes is not None:
         config = replace(config, head="classes", classes=classes, tied=False)
     model = empty_model(config)
     with open_tensors(folder) as files:
-        loader = _Loader(files, family, config, _choose(None, full), chosen)
+        loader = _Loader(files, family, config, choose_experts(None, full), chosen)
         loader.verify(model)
         state = {name: loader.assemble(name, tensor, dtype) for name, tensor in loader.wanted(model)}
     fill_model(model, state)
@@ -161,8 +161,12 @@ def _an_entry_an_expert(name: str) -> bool:
     return name.endswith((".experts.router", ".experts.bias"))
 
 
-def _choose(experts: str | None, config: ModelConfig) -> tuple[int, ...]:
-    """Read a choice such as "0-15,32"; all of them for None."""
+def choose_experts(experts: str | None, config: ModelConfig) -> tuple[int, ...]:
+    """Read a choice of routed experts such as "0-15,32"; all of them for None.
+
+    Raises:
+        InvalidValue: A part is no range of the model's experts.
+    """
     if experts is None:
         return tuple(range(config.experts))
     chosen: set[int] = set()

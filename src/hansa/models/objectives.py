@@ -58,7 +58,7 @@ def class_loss(model: nn.Module, tokens_BT: Tensor, classes_B: Tensor, tape: Tap
     return F.cross_entropy(widened(model(tokens_BT, tape)), classes_B, reduction="none")
 
 
-def preference_loss(beta: float) -> Callable[[nn.Module, Tensor, Tensor, Tape], Tensor]:
+def preference_loss(beta: float) -> Callable[[nn.Module, Tensor, Tensor, Tape | None], Tensor]:
     """Make the loss of direct preference optimisation against the base without its adapters.
 
     Args:

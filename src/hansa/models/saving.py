@@ -7,6 +7,7 @@ drawn again from their seed they could differ in the last bit on another machine
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -38,8 +39,13 @@ SCHEMA = "hansa/model/v1"
 Model = TextTransformer | FeatureTransformer
 
 
-def save_model(model: Model, folder: Path) -> None:
+def save_model(model: Model, folder: Path, *, training: Mapping[str, Any] | None = None) -> None:
     """Save a model, in place of the one that the folder may hold.
+
+    Args:
+        model: The model.
+        folder: Where it goes.
+        training: What to keep in config.json about how it was trained; for readers, nothing depends on it.
 
     Raises:
         OutputNotWritable: The folder cannot be written to; what it held stands.
@@ -57,18 +63,20 @@ def save_model(model: Model, folder: Path) -> None:
         save_file(state, partial)
         digest = _digest(partial)
         weights = folder / f"model-{digest[:16]}.safetensors"
-        _put(partial, weights)
+        put_file(partial, weights)
         # 2 the configuration, which makes them the model
-        agreement = {
+        agreement: dict[str, Any] = {
             "schema": SCHEMA,
             "model_type": "hansa",
             "weights": weights.name,
             "sha256": digest,
             "config": asdict(model.config),
         }
+        if training is not None:
+            agreement["training"] = dict(training)
         partial = folder / ".config.partial"
-        partial.write_bytes(rfc8785.dumps(cast("dict[str, Any]", agreement)))
-        _put(partial, folder / CONFIG)
+        partial.write_bytes(rfc8785.dumps(agreement))
+        put_file(partial, folder / CONFIG)
         # 3 what nothing points at any more
         for old in folder.glob("model-*.safetensors"):
             if old != weights:
@@ -151,7 +159,7 @@ def _config(values: object) -> ModelConfig:
     return found
 
 
-def _put(partial: Path, final: Path) -> None:
+def put_file(partial: Path, final: Path) -> None:
     """Bring a written file to disk and give it its name; the folder's entry is brought to disk as well."""
     _sync(partial)
     os.replace(partial, final)

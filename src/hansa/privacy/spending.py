@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hansa.privacy.accounting import epsilon_of
+from hansa.privacy.accounting import epsilon_of_all
 
 # A privacy loss wider than this is not computed with but counted as infinite: its ε is in the hundreds, and the
 # grid over it would not fit in memory. A ledger from elsewhere must not be able to stop its reader.
@@ -50,11 +50,7 @@ def total_epsilon(steps: Mapping[Mechanism, int], delta: float) -> float:
         return 0.0
     if any(_is_unbounded(sigma, rate, count) for (sigma, rate), count in steps.items()):
         return math.inf
-    # Basic composition over unlike mechanisms: one study uses one mechanism, so the sum has one term there.
-    return math.fsum(
-        epsilon_of(noise_multiplier=sigma, sample_rate=rate, steps=count, delta=delta / len(steps))
-        for (sigma, rate), count in steps.items()
-    )
+    return epsilon_of_all([(sigma, rate, count) for (sigma, rate), count in steps.items()], delta)
 
 
 def _is_unbounded(noise_multiplier: float, sample_rate: float, steps: int) -> bool:

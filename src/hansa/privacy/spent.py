@@ -3,7 +3,6 @@
 Limits are checked on mechanisms and not on sums of ε: the ε of several rounds is composed anew each time (accounting.py).
 """
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Protocol
 
 from hansa.errors import SpentFileMissing
 from hansa.privacy.accounting import Mechanism
-from hansa.privacy.budget import Budget
+from hansa.privacy.audit import read
 
 
 class Spent(Protocol):
@@ -42,22 +41,18 @@ def reservations_in(ledger: Path) -> tuple[Reservation, ...]:
 
     Raises:
         SpentFileMissing: There is no such file, or it cannot be read.
-        LedgerDamaged: A line cannot be read or the chain is broken.
+        LedgerDamaged: A line, a link or a signature does not hold.
     """
     if not ledger.is_file() or not os.access(ledger, os.R_OK):
         raise SpentFileMissing(f"ledger {str(ledger)!r} cannot be read")
-    Budget(ledger, epsilon_limit=0.0, delta=0.5)  # checks every line and link; limit and δ are not used
-    entries = [json.loads(json.loads(line)["body"]) for line in ledger.read_bytes().splitlines()]
+    paid = [reservation.spending for reservation in read(ledger).history.reservations]
     return tuple(
         Reservation(
-            study=str(entry["study"]),
-            round=int(entry["round"]),
-            mechanism=Mechanism(
-                float(entry["noise_multiplier"]), float(entry["sample_rate"]), int(entry["steps"])
-            ),
+            study=spending.study,
+            round=spending.round,
+            mechanism=Mechanism(spending.noise_multiplier, spending.sample_rate, spending.steps),
         )
-        for entry in entries
-        if entry["kind"] == "reserve"
+        for spending in paid
     )
 
 
