@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hansa.errors import BudgetExhausted, LedgerDamaged, LedgerMismatch, StoreNotWritable
-from hansa.privacy.accounting import epsilon_of
+from hansa.privacy.accounting import epsilon_of, epsilon_of_all
 from hansa.privacy.budget import Budget, Spending
 from hansa.privacy.ledger import LedgerOwner
 
@@ -62,13 +62,15 @@ def test_a_reservation_survives_reopening(open_budget: Callable[..., Budget], le
     assert open_budget(ledger).epsilon() == epsilon(6)
 
 
-def test_two_mechanisms_in_one_ledger_add_up(open_budget: Callable[..., Budget], ledger: Path) -> None:
+def test_two_mechanisms_in_one_ledger_are_composed_and_not_added(
+    open_budget: Callable[..., Budget], ledger: Path
+) -> None:
     budget = open_budget(ledger)
     budget.reserve(ROUND)
     budget.reserve(replace(ROUND, study="b" * 64, noise_multiplier=2.0))
-    total = epsilon(2, 1.0, DELTA / 2) + epsilon(2, 2.0, DELTA / 2)
-    assert budget.epsilon() == pytest.approx(total, rel=1e-12)
-    assert budget.epsilon() > epsilon(2, 1.0) + epsilon(2, 2.0) - 1e-9
+    mechanisms = [(sigma, ROUND.sample_rate, ROUND.steps) for sigma in (1.0, 2.0)]
+    assert budget.epsilon() == epsilon_of_all(mechanisms, DELTA)
+    assert epsilon(2, 1.0) < budget.epsilon() < epsilon(2, 1.0, DELTA / 2) + epsilon(2, 2.0, DELTA / 2)
     assert open_budget(ledger).epsilon() == budget.epsilon()
 
 

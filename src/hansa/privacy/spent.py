@@ -11,7 +11,7 @@ from typing import Protocol
 
 from hansa.errors import SpentFileMissing
 from hansa.privacy.accounting import Mechanism
-from hansa.privacy.audit import read
+from hansa.privacy.ledger import read_ledger
 
 
 class Spent(Protocol):
@@ -45,7 +45,7 @@ def reservations_in(ledger: Path) -> tuple[Reservation, ...]:
     """
     if not ledger.is_file() or not os.access(ledger, os.R_OK):
         raise SpentFileMissing(f"ledger {str(ledger)!r} cannot be read")
-    paid = [reservation.spending for reservation in read(ledger).history.reservations]
+    paid = [reservation.spending for reservation in read_ledger(ledger).history.reservations]
     return tuple(
         Reservation(
             study=spending.study,
