@@ -48,7 +48,7 @@ def row_of_time(*, both: bool, experts: int, rounds: int, func: bool) -> Row:
     ours = dp_case.prepare_ours(case)
     plain: Call = dp_case.prepare_plain(case)
     expected = ours()
-    alone = ratios({"floor": plain, "hansa": ours}, 4 * rounds)["hansa"]
+    alone = ratios({"floor": plain, "hansa": ours}, 3 * rounds)["hansa"]
     steps = {name: make(case) for name, make in OPACUS.items()}
     for step in steps.values():
         same(step(), expected, 1e-4)

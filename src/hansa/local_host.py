@@ -87,6 +87,7 @@ class Host:
                 while (frame := _receive(self._connection))["kind"] == "service":
                     _answer(self._connection, self._services, frame)
             except (EOFError, OSError) as error:
+                self._process.join(timeout=2.0)  # its end of the pipe closes a moment before it has ended
                 raise errors.WorkerFailed("a worker process has died") from error
             return _result(frame)
 
