@@ -7,6 +7,7 @@ Error
 │   ├── RecipeFileMissing, RecipeSyntaxError, RecipeChanged
 │   ├── PrivacyTargetUnreachable, SpentFileMissing (exit 66)
 │   ├── PolicyFileMissing, PolicySyntaxError
+│   ├── DatabaseUnusable, DatabaseNewer
 │   └── CohortTooSmall, CohortTooLarge
 ├── DataError                     exit 65   a participant's data does not fit the study
 │   ├── DataFileMissing, ChecksumMismatch
@@ -40,7 +41,7 @@ Error
 ├── ReportValueInvalid            exit 1    a result holds a value that no report may show
 ├── OutputNotWritable             exit 73   a report cannot be written where it was asked for
 ├── StateError                    exit 1    what a party must remember is damaged, in use or not writable
-│   └── StoreDamaged, StoreInUse, StoreNotWritable (exit 73), KeyFileUnsafe (exit 78)
+│   └── StoreDamaged, StoreInUse, StoreNotWritable and JournalNotWritable (exit 73), KeyFileUnsafe (exit 78)
 ├── TrainingDiverged              exit 1    a public training ended in numbers that are not finite
 ├── WorkerFailed                  exit 1    a worker process of the embedded consortium died
 ├── InternalFailure               exit 1    something failed that hansa did not foresee
@@ -164,6 +165,20 @@ class PolicySyntaxError(ConfigurationError):
 
     code = "policy_syntax"
     default_hint = "correct the policy file; `hansa policy check POLICY.toml STUDY.toml` reads it"
+
+
+class DatabaseUnusable(ConfigurationError):
+    """The coordinator's database cannot be opened."""
+
+    code = "database_unusable"
+    default_hint = "check the key `database` of coordinator.toml, and that the database runs and may be written"
+
+
+class DatabaseNewer(ConfigurationError):
+    """A later version of hansa has used the coordinator's database."""
+
+    code = "database_newer"
+    default_hint = "run the version of hansa that used it last, or a newer one"
 
 
 class CohortTooSmall(ConfigurationError):
@@ -825,6 +840,14 @@ class StoreNotWritable(StateError):
     code = "store_not_writable"
     exit_status = 73
     default_hint = "free disk space or correct the permissions, then try again"
+
+
+class JournalNotWritable(StateError):
+    """The coordinator's database did not take what was to be written; nothing was."""
+
+    code = "journal_not_writable"
+    exit_status = 73
+    default_hint = "free disk space or bring the database back, then try again"
 
 
 class KeyFileUnsafe(StateError):
