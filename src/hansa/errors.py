@@ -171,7 +171,9 @@ class DatabaseUnusable(ConfigurationError):
     """The coordinator's database cannot be opened."""
 
     code = "database_unusable"
-    default_hint = "check the key `database` of coordinator.toml, and that the database runs and may be written"
+    default_hint = (
+        "check the key `database` of coordinator.toml, and that the database runs and may be written"
+    )
 
 
 class DatabaseNewer(ConfigurationError):
