@@ -16,7 +16,7 @@ Error
 │   └── PartitionImpossible
 ├── CheckpointError               exit 65   a model's files are not what they should be; nothing was loaded
 │   ├── CheckpointFileMissing (exit 66), PickleRefused, UnsafeCheckpointPath, CheckpointDamaged, ForeignConfig
-│   └── CheckpointKeyMissing, UnexpectedCheckpointKey, CheckpointShapeMismatch, CheckpointTypeMismatch
+│   └── CheckpointKeyMissing, UnexpectedCheckpointKey, CheckpointShapeMismatch, CheckpointTypeMismatch, BaseMismatch
 ├── AccountantsDisagree           exit 1    independent accountants give different epsilon for the same steps
 ├── AuditFailed                   exit 1    a measurement shows less privacy than the accounting claims
 ├── ExtraMissing                  exit 78   a package of an optional extra is not installed
@@ -335,6 +335,13 @@ class CheckpointTypeMismatch(CheckpointError):
 
     code = "checkpoint_type_mismatch"
     default_hint = "convert quantised weights to bfloat16 first"
+
+
+class BaseMismatch(CheckpointError):
+    """A base model is not the one that was agreed on, or not one for this study."""
+
+    code = "base_mismatch"
+    default_hint = "use the base file that the study was proposed with; `hansa study base` makes one"
 
 
 class ExtraMissing(Error):
