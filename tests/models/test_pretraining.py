@@ -78,7 +78,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_others(make: Calla
     for name, tensor in first.items():
         assert torch.equal(tensor, again[name]), name
         if tensor.any():  # the factors A have a seed of their own, the study's
-            assert torch.equal(tensor, other[name]) == "factor_A" in name, name
+            assert torch.equal(tensor, other[name]) == ("factor_A" in name), name
 
 
 def test_the_weights_depend_on_the_arguments_only_and_the_global_generator_is_not_moved(
