@@ -2,12 +2,14 @@
 
 Error
 ├── UsageError                    exit 2    the command line asks for something that does not exist
+│   └── ParticipantUnknown
 ├── ConfigurationError            exit 78   study.toml or another configuration is wrong
 │   ├── StudyFileMissing, StudySyntaxError, UnknownKey, InvalidValue
 │   ├── RecipeFileMissing, RecipeSyntaxError, RecipeChanged
 │   ├── PrivacyTargetUnreachable, SpentFileMissing (exit 66)
 │   ├── PolicyFileMissing, PolicySyntaxError
 │   ├── DatabaseUnusable, DatabaseNewer
+│   ├── HomeMissing (exit 66), HomeExists, SettingsMissing (exit 66), SettingsSyntaxError, AuthorityAbsent
 │   └── CohortTooSmall, CohortTooLarge
 ├── DataError                     exit 65   a participant's data does not fit the study
 │   ├── DataFileMissing, ChecksumMismatch
@@ -23,6 +25,12 @@ Error
 ├── PolicyRefusal                 exit 3    a participant refuses; nothing was spent
 │   ├── BudgetExhausted, LedgerDamaged, LedgerMismatch, LayerMissing, UnknownStudy, CohortBelowPolicy
 │   └── ReleaseNotAgreed, TooManyRounds, ModelNotAllowed, SubmitterNotAllowed
+├── FederationError               exit 4    who somebody is, or what somebody signed, is not what it must be
+│   ├── DocumentMalformed (exit 65), DocumentRejected, FingerprintMismatch, NotAMember
+│   ├── InvitationUnknown, InvitationExpired, InvitationUsed, InvitationExhausted, RequestForeign, ParticipantRevoked
+│   ├── ParticipantExists, AlreadyApproved and AlreadyAnswered (exit 1), CommandStale (exit 1)
+│   └── NothingRequested, EnrolmentPending and NotEnoughApprovals (exit 75)
+├── ServiceUnreachable            exit 69   the other side does not answer
 ├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
 │   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
 │   ├── StaleRound, WrongSession, PackageReuse, OwnKeyMismatch, UploadReuse, OutOfOrder
@@ -79,6 +87,13 @@ class UsageError(Error):
     code = "usage"
     exit_status = 2
     default_hint = "see --help of the command"
+
+
+class ParticipantUnknown(UsageError):
+    """The consortium knows no participant of this name."""
+
+    code = "participant_unknown"
+    default_hint = "`hansa participant list` shows the names; `hansa participant invite NAME` adds one"
 
 
 # -- configuration ---------------------------------------------------------------------------------------
@@ -171,7 +186,9 @@ class DatabaseUnusable(ConfigurationError):
     """The coordinator's database cannot be opened."""
 
     code = "database_unusable"
-    default_hint = "check the key `database` of coordinator.toml, and that the database runs and may be written"
+    default_hint = (
+        "check the key `database` of coordinator.toml, and that the database runs and may be written"
+    )
 
 
 class DatabaseNewer(ConfigurationError):
@@ -179,6 +196,45 @@ class DatabaseNewer(ConfigurationError):
 
     code = "database_newer"
     default_hint = "run the version of hansa that used it last, or a newer one"
+
+
+class HomeMissing(ConfigurationError):
+    """The folder is not the home of a coordinator or of a participant."""
+
+    code = "home_missing"
+    exit_status = 66
+    default_hint = (
+        "give the folder with --home; `hansa consortium init` and `hansa participant join` make one"
+    )
+
+
+class HomeExists(ConfigurationError):
+    """The folder holds a consortium or a participant already; nothing in it was changed."""
+
+    code = "home_exists"
+    default_hint = "choose another folder with --home; keys are never overwritten"
+
+
+class SettingsMissing(ConfigurationError):
+    """coordinator.toml or participant.toml cannot be read."""
+
+    code = "settings_missing"
+    exit_status = 66
+    default_hint = "give the folder that holds it with --home"
+
+
+class SettingsSyntaxError(ConfigurationError):
+    """coordinator.toml or participant.toml is not TOML."""
+
+    code = "settings_syntax"
+    default_hint = "correct the file; docs/pki.md lists its keys"
+
+
+class AuthorityAbsent(ConfigurationError):
+    """The authority's key is not on this machine, or not readable."""
+
+    code = "authority_absent"
+    default_hint = "run the command where the authority's key is kept, or give its folder with --authority"
 
 
 class CohortTooSmall(ConfigurationError):
@@ -440,6 +496,158 @@ class ReleaseNotAgreed(PolicyRefusal):
     """The study does not allow this output to leave the participant."""
 
     code = "release_not_agreed"
+
+
+# -- federation ------------------------------------------------------------------------------------------
+
+
+class FederationError(Error):
+    """Who somebody is, or what somebody signed, is not what it must be. Nothing was accepted."""
+
+    code = "federation"
+    exit_status = 4
+    default_hint = "compare fingerprints with the other side by telephone"
+
+
+class DocumentMalformed(FederationError):
+    """A document is not in its one canonical form, or a field is missing, unknown or of the wrong type."""
+
+    code = "document_malformed"
+    exit_status = 65
+    default_hint = "ask for the document again; it must arrive byte for byte as it was made"
+
+
+class DocumentRejected(FederationError):
+    """A document is signed by another key, or is for another consortium, participant, study or time."""
+
+    code = "document_rejected"
+    default_hint = "do not use the document; ask whoever it names how it came about"
+
+
+class FingerprintMismatch(FederationError):
+    """A fingerprint is not the one that was read out."""
+
+    code = "fingerprint_mismatch"
+    default_hint = (
+        "ask the other side to read its fingerprint again; if it still differs, somebody stands in between"
+    )
+
+
+class NotAMember(FederationError):
+    """Whoever calls a service shows no certificate of a present member."""
+
+    code = "not_a_member"
+    default_hint = "enrol with `hansa participant join`, or renew the certificates if they have ended"
+
+
+class InvitationUnknown(FederationError):
+    """There is no invitation for this name, or the request does not prove that its sender has it."""
+
+    code = "invitation_unknown"
+    default_hint = "ask the consortium's admin for an invitation"
+
+
+class InvitationExpired(FederationError):
+    """The invitation has ended."""
+
+    code = "invitation_expired"
+    default_hint = "ask the consortium's admin for another invitation"
+
+
+class InvitationUsed(FederationError):
+    """The invitation was used before, with other keys."""
+
+    code = "invitation_used"
+    default_hint = (
+        "ask the consortium's admin for another invitation; if you did not use this one, somebody else did"
+    )
+
+
+class InvitationExhausted(FederationError):
+    """Too many wrong requests came under this invitation."""
+
+    code = "invitation_exhausted"
+    default_hint = (
+        "ask the consortium's admin for another invitation, and tell that somebody tried to use this one"
+    )
+
+
+class RequestForeign(FederationError):
+    """A request is for another consortium or another participant."""
+
+    code = "request_foreign"
+    default_hint = "give the request that this participant made for this consortium"
+
+
+class ParticipantRevoked(FederationError):
+    """The participant's certificates are revoked."""
+
+    code = "participant_revoked"
+    default_hint = "a revoked participant takes part again only by a new invitation, with new keys"
+
+
+class ParticipantExists(FederationError):
+    """There is a participant of this name already."""
+
+    code = "participant_exists"
+    exit_status = 1
+    default_hint = "choose another name, or revoke the participant first"
+
+
+class AlreadyApproved(FederationError):
+    """The participant was approved before; its certificates stand."""
+
+    code = "already_approved"
+    exit_status = 1
+    default_hint = "`hansa participant renew NAME` makes new certificates for the same identity"
+
+
+class AlreadyAnswered(FederationError):
+    """The participant answered this proposal before, with another answer."""
+
+    code = "already_answered"
+    exit_status = 1
+    default_hint = "an answer stands; the author may propose the study again"
+
+
+class CommandStale(FederationError):
+    """A command to a study is older than one that was carried out."""
+
+    code = "command_stale"
+    exit_status = 1
+    default_hint = "the command was overtaken by a later one; give another one"
+
+
+class NothingRequested(FederationError):
+    """The participant has not sent its request yet."""
+
+    code = "nothing_requested"
+    exit_status = 75
+    default_hint = "wait for the participant's `hansa participant join`, or give its file with --request"
+
+
+class EnrolmentPending(FederationError):
+    """The consortium's admin has not approved the request yet."""
+
+    code = "enrolment_pending"
+    exit_status = 75
+    default_hint = "read your fingerprint to the admin, then run `hansa participant join --resume`"
+
+
+class NotEnoughApprovals(FederationError):
+    """Fewer participants approved the study than it needs."""
+
+    code = "not_enough_approvals"
+    exit_status = 75
+    default_hint = "wait for more approvals, or propose a study for fewer participants"
+
+
+class ServiceUnreachable(Error):
+    """The other side does not answer, or ended the connection."""
+
+    code = "service_unreachable"
+    exit_status = 69
+    default_hint = "check address, network and firewall, and that the coordinator runs; then try again"
 
 
 # -- protocol --------------------------------------------------------------------------------------------
