@@ -30,7 +30,6 @@ Error
 │   ├── InvitationUnknown, InvitationExpired, InvitationUsed, InvitationExhausted, RequestForeign, ParticipantRevoked
 │   ├── ParticipantExists, AlreadyApproved and AlreadyAnswered (exit 1), CommandStale (exit 1)
 │   └── NothingRequested, EnrolmentPending and NotEnoughApprovals (exit 75)
-├── ServiceUnreachable            exit 69   the other side does not answer
 ├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
 │   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
 │   ├── StaleRound, WrongSession, PackageReuse, OwnKeyMismatch, UploadReuse, OutOfOrder
@@ -40,16 +39,19 @@ Error
 │   ├── PackageHashMismatch, ShareOpenFailed, ShareHashMismatch, ShareCommitmentMismatch, NotEnoughShares
 │   ├── PackageLeavesMissing
 │   ├── NotInCohort, RosterNotSubset, RosterTooSmall, RosterEquivocation, NotEnoughConsents
-│   ├── OwnUploadMissing, OwnUploadAltered, GroupSealInvalid, UploadTooSlow, ResultExpired, CertificateRejected
+│   ├── OwnUploadMissing, OwnUploadAltered, GroupSealInvalid, UploadTooSlow, ResultExpired, CertificateRejected (exit 4)
 │   ├── ParticipantLost
 │   │   └── ParticipantRefused
 │   └── UpdateShapeMismatch, UpdateNotFinite, UpdateOutOfRange
+├── TransportError                exit 69   the way to a peer does not exist, or not as it was agreed
+│   └── CoordinatorUnreachable, AuthenticationFailed (exit 4), TooManyCalls (exit 75)
 ├── AuditError                    exit 1    an audit found something that does not hold
 │   └── LedgerNotVerified, HistoryForked, ProofInvalid, LedgerFileMissing (exit 66)
 ├── ReportValueInvalid            exit 1    a result holds a value that no report may show
 ├── OutputNotWritable             exit 73   a report cannot be written where it was asked for
 ├── StateError                    exit 1    what a party must remember is damaged, in use or not writable
 │   └── StoreDamaged, StoreInUse, StoreNotWritable and JournalNotWritable (exit 73), KeyFileUnsafe (exit 78)
+│       └── SpoolQuotaExceeded (exit 75)
 ├── TrainingDiverged              exit 1    a public training ended in numbers that are not finite
 ├── WorkerFailed                  exit 1    a worker process of the embedded consortium died
 ├── InternalFailure               exit 1    something failed that hansa did not foresee
@@ -642,14 +644,6 @@ class NotEnoughApprovals(FederationError):
     default_hint = "wait for more approvals, or propose a study for fewer participants"
 
 
-class ServiceUnreachable(Error):
-    """The other side does not answer, or ended the connection."""
-
-    code = "service_unreachable"
-    exit_status = 69
-    default_hint = "check address, network and firewall, and that the coordinator runs; then try again"
-
-
 # -- protocol --------------------------------------------------------------------------------------------
 
 
@@ -682,6 +676,7 @@ class CertificateRejected(ProtocolError):
     """A certificate or revocation list is not a valid one of the pinned authority for this member and key."""
 
     code = "certificate_rejected"
+    exit_status = 4
     default_hint = (
         "compare it with the pinned authority and roster; the authority issues another one for the same key"
     )
@@ -964,6 +959,40 @@ class UpdateOutOfRange(ProtocolError):
     code = "update_out_of_range"
 
 
+# -- transport -------------------------------------------------------------------------------------------
+
+
+class TransportError(Error):
+    """A peer cannot be reached, or not as the one that it must be. Nothing was agreed on; it can be tried again."""
+
+    code = "transport"
+    exit_status = 69
+    default_hint = "look at the network between here and the coordinator, and at the coordinator's log"
+
+
+class CoordinatorUnreachable(TransportError):
+    """The coordinator did not answer until the time for trying was over."""
+
+    code = "coordinator_unreachable"
+    default_hint = "check address, port and firewall, and whether the coordinator runs; what was sent already is not lost"
+
+
+class AuthenticationFailed(TransportError):
+    """The other end of a connection does not show a valid certificate of the consortium for the name that was called."""
+
+    code = "authentication_failed"
+    exit_status = 4
+    default_hint = "compare the authority's certificate, the coordinator's name and both clocks; send nothing until they agree"
+
+
+class TooManyCalls(TransportError):
+    """A caller has more calls in progress than one caller may have."""
+
+    code = "too_many_calls"
+    exit_status = 75
+    default_hint = "run one participant under one certificate; calls that hang are given up after a while"
+
+
 # -- audit -----------------------------------------------------------------------------------------------
 
 
@@ -1056,6 +1085,16 @@ class JournalNotWritable(StateError):
     code = "journal_not_writable"
     exit_status = 73
     default_hint = "free disk space or bring the database back, then try again"
+
+
+class SpoolQuotaExceeded(StoreNotWritable):
+    """An upload would take more of the coordinator's disk than its member, or all members together, may have."""
+
+    code = "spool_quota_exceeded"
+    exit_status = 75
+    default_hint = (
+        "the coordinator's administrator can raise the quota of its spool; then the same upload is sent again"
+    )
 
 
 class KeyFileUnsafe(StateError):
