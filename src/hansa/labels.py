@@ -47,3 +47,7 @@ STORE_KEY = b"hansa/v1/participant/store-key"
 STORE_SLOT_KEY = b"hansa/v1/participant/store-slot-key"
 STORE_RECORD = b"hansa/v1/participant/store-record"
 DEMO_DRAW = b"hansa/v1/demo/draw/"  # followed by the purpose and the seed
+CONSORTIUM = b"hansa/v1/federation/consortium"
+MEMBER_KEYS = b"hansa/v1/federation/member-keys"
+INVITATION_PROOF = b"hansa/v1/federation/invitation-proof"
+DOCUMENT = b"hansa/v1/federation/document"
