@@ -8,7 +8,7 @@ Error
 │   ├── RecipeFileMissing, RecipeSyntaxError, RecipeChanged
 │   ├── PrivacyTargetUnreachable, SpentFileMissing (exit 66)
 │   ├── PolicyFileMissing, PolicySyntaxError
-│   ├── DatabaseUnusable, DatabaseNewer
+│   ├── DatabaseUnusable, DatabaseNewer, PortInUse
 │   ├── HomeMissing (exit 66), HomeExists, SettingsMissing (exit 66), SettingsSyntaxError, AuthorityAbsent
 │   └── CohortTooSmall, CohortTooLarge
 ├── DataError                     exit 65   a participant's data does not fit the study
@@ -237,6 +237,13 @@ class AuthorityAbsent(ConfigurationError):
 
     code = "authority_absent"
     default_hint = "run the command where the authority's key is kept, or give its folder with --authority"
+
+
+class PortInUse(ConfigurationError):
+    """Another process listens on a port that a daemon needs, or the address is not of this machine."""
+
+    code = "port_in_use"
+    default_hint = "end the other process, or choose another port in the configuration"
 
 
 class CohortTooSmall(ConfigurationError):
