@@ -760,9 +760,7 @@ class CoordinatorUnreachable(TransportError):
     """The coordinator did not answer until the time for trying was over."""
 
     code = "coordinator_unreachable"
-    default_hint = (
-        "check address, port and firewall, and whether the coordinator runs; what was sent already is not lost"
-    )
+    default_hint = "check address, port and firewall, and whether the coordinator runs; what was sent already is not lost"
 
 
 class AuthenticationFailed(TransportError):
@@ -872,7 +870,9 @@ class SpoolQuotaExceeded(StoreNotWritable):
 
     code = "spool_quota_exceeded"
     exit_status = 75
-    default_hint = "the coordinator's administrator can raise the quota of its spool; then the same upload is sent again"
+    default_hint = (
+        "the coordinator's administrator can raise the quota of its spool; then the same upload is sent again"
+    )
 
 
 class KeyFileUnsafe(StateError):
