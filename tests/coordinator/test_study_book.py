@@ -26,8 +26,8 @@ NAMES = ("bank-1", "bank-2", "bank-3")
 
 
 @pytest.fixture
-def clock(federation):
-    return [federation.now]
+def clock(house_of_members):
+    return [house_of_members.now]
 
 
 @pytest.fixture
@@ -37,13 +37,15 @@ def journal(tmp_path):
 
 
 @pytest.fixture
-def book(federation, journal, clock):
-    return StudyBook(journal, consortium=federation.consortium, revoked=lambda: None, now=lambda: clock[0])
+def book(house_of_members, journal, clock):
+    return StudyBook(
+        journal, consortium=house_of_members.consortium, revoked=lambda: None, now=lambda: clock[0]
+    )
 
 
 @pytest.fixture
-def proposal(federation):
-    return federation.proposal()
+def proposal(house_of_members):
+    return house_of_members.proposal()
 
 
 @pytest.fixture
@@ -51,32 +53,34 @@ def session(proposal):
     return proposal.body.session_id.hex()
 
 
-def approve_all(book, federation, proposal, session):
-    found = [federation.approval(proposal, name) for name in NAMES]
+def approve_all(book, house_of_members, proposal, session):
+    found = [house_of_members.approval(proposal, name) for name in NAMES]
     for approval in found:
         book.answer(session, approval)
     return found
 
 
-def denial(federation, proposal, name):
-    return Document.sign(deny(proposal, name, by="hand", at=federation.now), federation.identities[name].sign)
+def denial(house_of_members, proposal, name):
+    return Document.sign(
+        deny(proposal, name, by="hand", at=house_of_members.now), house_of_members.identities[name].sign
+    )
 
 
-def test_a_study_goes_from_proposal_to_end(book, federation, proposal, session, clock, journal):
+def test_a_study_goes_from_proposal_to_end(book, house_of_members, proposal, session, clock, journal):
     def state():
         return book.get(session).state(clock[0])
 
     assert book.propose(proposal).name == proposal.body.study["name"]
     assert state() == "proposed"
-    approvals = approve_all(book, federation, proposal, session)
+    approvals = approve_all(book, house_of_members, proposal, session)
     assert set(book.get(session).approvals()) == set(NAMES)
-    book.begin(session, federation.start(proposal, approvals))
+    book.begin(session, house_of_members.start(proposal, approvals))
     assert state() == "queued"
     book.note(session, "running")
     assert state() == "running"
-    book.command(session, federation.command(proposal, {"counter": 1, "action": "pause"}))
+    book.command(session, house_of_members.command(proposal, {"counter": 1, "action": "pause"}))
     assert state() == "paused"
-    book.command(session, federation.command(proposal, {"counter": 2, "action": "resume"}))
+    book.command(session, house_of_members.command(proposal, {"counter": 2, "action": "resume"}))
     assert state() == "running"
     book.note(session, "finished")
     book.note(session, "failed", ModelDivergence("never mind"))
@@ -87,94 +91,105 @@ def test_a_study_goes_from_proposal_to_end(book, federation, proposal, session, 
     ]  # fmt: skip
 
 
-def test_it_is_found_by_name_and_by_the_begin_of_its_session(book, federation, proposal, session, clock):
+def test_it_is_found_by_name_and_by_the_begin_of_its_session(
+    book, house_of_members, proposal, session, clock
+):
     book.propose(proposal)
     assert book.find(proposal.body.study["name"]).session == session
     assert book.find(session[:8]).session == session
     for unknown in ("other", "73", ""):
         with pytest.raises(StudyUnknown):
             book.find(unknown)
-    book.propose(federation.proposal(session_id=b"t" * 16))
+    book.propose(house_of_members.proposal(session_id=b"t" * 16))
     with pytest.raises(UsageError, match="2 studies"):
         book.find(proposal.body.study["name"])
     clock[0] += timedelta(days=30)  # both have expired: the latest is meant
     assert book.find(proposal.body.study["name"]).session in (session, (b"t" * 16).hex())
 
 
-def test_only_members_that_are_invited_see_it(book, federation, proposal):
+def test_only_members_that_are_invited_see_it(book, house_of_members, proposal):
     book.propose(proposal)
     assert [record.session for record in book.invited("bank-4")] == [proposal.body.session_id.hex()]
     assert book.invited("bank-9") == []
 
 
-def test_a_proposal_that_no_participant_would_accept_is_not_kept(book, federation, journal):
-    stranger = dataclasses.replace(federation.proposal(), signature=bytes(64))
-    for wrong in (stranger, federation.proposal(approvals_needed=2), federation.proposal(study_id=b"x" * 32)):
+def test_a_proposal_that_no_participant_would_accept_is_not_kept(book, house_of_members, journal):
+    stranger = dataclasses.replace(house_of_members.proposal(), signature=bytes(64))
+    for wrong in (
+        stranger,
+        house_of_members.proposal(approvals_needed=2),
+        house_of_members.proposal(study_id=b"x" * 32),
+    ):
         with pytest.raises(DocumentRejected):
             book.propose(wrong)
     assert journal.items(SCOPE) == {}
 
 
-def test_a_session_belongs_to_one_proposal(book, federation, proposal):
+def test_a_session_belongs_to_one_proposal(book, house_of_members, proposal):
     book.propose(proposal)
     assert book.propose(proposal).proposal == proposal.encode()
     with pytest.raises(StudyExists):
-        book.propose(federation.proposal(base_model=b"n" * 32))
+        book.propose(house_of_members.proposal(base_model=b"n" * 32))
 
 
-def test_an_answer_stands(book, federation, proposal, session, journal):
+def test_an_answer_stands(book, house_of_members, proposal, session, journal):
     book.propose(proposal)
-    approval = federation.approval(proposal, "bank-1")
+    approval = house_of_members.approval(proposal, "bank-1")
     book.answer(session, approval)
     book.answer(session, approval)
     with pytest.raises(AlreadyAnswered):
-        book.answer(session, denial(federation, proposal, "bank-1"))
-    book.answer(session, denial(federation, proposal, "bank-2"))
+        book.answer(session, denial(house_of_members, proposal, "bank-1"))
+    book.answer(session, denial(house_of_members, proposal, "bank-2"))
     assert set(book.get(session).denials()) == {"bank-2"}
     assert [event.kind for event in journal.events(study=session)][1:] == ["study_approved", "study_denied"]
 
 
-def test_nobody_answers_for_another(book, federation, proposal, session):
+def test_nobody_answers_for_another(book, house_of_members, proposal, session):
     book.propose(proposal)
     forged = Document.sign(
-        federation.approval(proposal, "bank-1").body, federation.identities["bank-2"].sign
+        house_of_members.approval(proposal, "bank-1").body, house_of_members.identities["bank-2"].sign
     )
     with pytest.raises(DocumentRejected):
         book.answer(session, forged)
     with pytest.raises(StudyUnknown):
-        book.answer("0" * 32, federation.approval(proposal, "bank-1"))
+        book.answer("0" * 32, house_of_members.approval(proposal, "bank-1"))
 
 
-def test_it_starts_with_exactly_those_that_have_approved(book, federation, proposal, session):
+def test_it_starts_with_exactly_those_that_have_approved(book, house_of_members, proposal, session):
     book.propose(proposal)
-    approvals = [federation.approval(proposal, name) for name in NAMES]
+    approvals = [house_of_members.approval(proposal, name) for name in NAMES]
     for approval in approvals[:2]:
         book.answer(session, approval)
     with pytest.raises(NotEnoughApprovals, match="bank-3"):
-        book.begin(session, federation.start(proposal, approvals))
+        book.begin(session, house_of_members.start(proposal, approvals))
     book.answer(session, approvals[2])
     with pytest.raises(DocumentRejected):
-        book.begin(session, federation.start(proposal, approvals[:2]))
-    start = federation.start(proposal, approvals)
+        book.begin(session, house_of_members.start(proposal, approvals[:2]))
+    start = house_of_members.start(proposal, approvals)
     book.begin(session, start)
     book.begin(session, start)
     with pytest.raises(StudyAlreadyStarted):
-        book.begin(session, federation.start(proposal, approvals, created=federation.now + timedelta(seconds=5)))
+        book.begin(
+            session,
+            house_of_members.start(proposal, approvals, created=house_of_members.now + timedelta(seconds=5)),
+        )
 
 
-def test_commands_are_carried_out_once_and_in_order(book, federation, proposal, session):
+def test_commands_are_carried_out_once_and_in_order(book, house_of_members, proposal, session):
     book.propose(proposal)
     with pytest.raises(CommandStale, match="proposed"):
-        book.command(session, federation.command(proposal))
-    book.begin(session, federation.start(proposal, approve_all(book, federation, proposal, session)))
-    pause = federation.command(proposal, {"counter": 5})
+        book.command(session, house_of_members.command(proposal))
+    book.begin(
+        session, house_of_members.start(proposal, approve_all(book, house_of_members, proposal, session))
+    )
+    pause = house_of_members.command(proposal, {"counter": 5})
     book.command(session, pause)
     book.command(session, pause)
     with pytest.raises(CommandStale):
-        book.command(session, federation.command(proposal, {"counter": 5, "action": "resume"}))
-    book.command(session, federation.command(proposal, {"counter": 6, "action": "stop"}))
+        book.command(session, house_of_members.command(proposal, {"counter": 5, "action": "resume"}))
+    book.command(session, house_of_members.command(proposal, {"counter": 6, "action": "stop"}))
     with pytest.raises(CommandStale, match="stopped"):
-        book.command(session, federation.command(proposal, {"counter": 7, "action": "resume"}))
+        book.command(session, house_of_members.command(proposal, {"counter": 7, "action": "resume"}))
 
 
 def test_its_time_is_over_when_nobody_started_it(book, proposal, session, clock):
