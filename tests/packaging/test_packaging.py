@@ -14,7 +14,7 @@ import pytest
 import hansa
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("coordinator", "kernels", "models", "participant", "privacy", "secure_agg")
+ROOMS = ("coordinator", "federation", "kernels", "models", "participant", "privacy", "secure_agg")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -100,7 +100,7 @@ for name in names:
     importlib.import_module(name)
 for name in names:
     assert sys.modules[name].__file__.startswith(sys.argv[1]), sys.modules[name].__file__
-assert not {"coordinator", "kernels", "models", "participant", "privacy", "secure_agg"} & set(sys.modules)
+assert not {"coordinator", "federation", "kernels", "models", "participant", "privacy", "secure_agg"} & set(sys.modules)
 print(len(names))
 """
     done = run(
