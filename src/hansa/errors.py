@@ -1074,9 +1074,6 @@ class UpdateOutOfRange(ProtocolError):
     code = "update_out_of_range"
 
 
-# -- transport -------------------------------------------------------------------------------------------
-
-
 class AuthenticationFailed(TransportError):
     """The other end of a connection does not show a valid certificate of the consortium for the name that was called."""
 
