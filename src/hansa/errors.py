@@ -26,7 +26,7 @@ Error
 │   ├── BudgetExhausted, LedgerDamaged, LedgerMismatch, LayerMissing, UnknownStudy, CohortBelowPolicy
 │   └── ReleaseNotAgreed, TooManyRounds, ModelNotAllowed, SubmitterNotAllowed, CodeBundleRefused
 ├── FederationError               exit 4    who somebody is, or what somebody signed, is not what it must be
-│   ├── DocumentMalformed (exit 65), DocumentRejected, FingerprintMismatch, NotAMember
+│   ├── DocumentMissing (exit 66), DocumentMalformed (exit 65), DocumentRejected, FingerprintMismatch, NotAMember
 │   ├── InvitationUnknown, InvitationExpired, InvitationUsed, InvitationExhausted, RequestForeign, ParticipantRevoked
 │   ├── ParticipantExists, AlreadyApproved and AlreadyAnswered (exit 1), CommandStale (exit 1)
 │   ├── StudyUnknown (exit 2), StudyExists, StudyAlreadyStarted
@@ -518,6 +518,14 @@ class FederationError(Error):
     code = "federation"
     exit_status = 4
     default_hint = "compare fingerprints with the other side by telephone"
+
+
+class DocumentMissing(FederationError):
+    """The file of a document does not exist or cannot be read."""
+
+    code = "document_missing"
+    exit_status = 66
+    default_hint = "give the path of the file that the other side sent"
 
 
 class DocumentMalformed(FederationError):
