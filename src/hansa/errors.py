@@ -213,7 +213,9 @@ class DriverMissing(ConfigurationError):
     """The package that speaks to this kind of database is not installed."""
 
     code = "driver_missing"
-    default_hint = "install the driver that the URL names; for postgresql+psycopg: pip install psycopg"
+    default_hint = (
+        "install the driver that the URL names; for postgresql+psycopg: pip install 'psycopg[binary]'"
+    )
 
 
 class PasswordFileMissing(ConfigurationError):

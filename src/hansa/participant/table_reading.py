@@ -135,12 +135,17 @@ class TableReading:
         may_show = 2 * len(absent) < len(self._source)
         for name in absent:
             source = self._source[name]
-            words = f"column {name!r} of the study" + (f" ({source!r} in the data)" if source != name else "")
             near = difflib.get_close_matches(source, names, n=1) if may_show else []
             guess = f"; did you mean column {near[0]!r} of the data?" if near else ""
             if len(names) == 1 and self._entry.kind == "csv":
                 guess = f"; the header has one cell: is the delimiter {self._entry.delimiter!r}?"
-            found.append(error("missing_column", f"{words} is not in the data{guess}", column=name))
+            found.append(
+                error(
+                    "missing_column",
+                    f"column {self._shown(name)} of the study is not in the data{guess}",
+                    column=name,
+                )
+            )
         for role, key in (("person", self._entry.person), ("record", self._entry.record)):
             if key is not None and key not in counts:
                 found.append(error("missing_column", f"{role} column {key!r} is not in the data", column=key))
@@ -160,21 +165,24 @@ class TableReading:
         words = "the data set maps column {!r}, which the study does not have"
         return found + [note("unused_mapping", words.format(name), column=name) for name in unknown]
 
+    def _shown(self, column: str) -> str:
+        """Name a column of the study, and what it is called in the data where that differs."""
+        source = self._source.get(column, column)
+        return repr(column) if source == column else f"{column!r} ({source!r} in the data)"
+
     def _of_cells(self, code: str, column: str) -> Problem:
         count = self._counts[code, column]
         of = f"{count} of {self.rows} rows"
         first = self._first.get((code, column))
         where = f", first in data row {first}" if first else ""
-        schema = self._schema
+        schema, shown = self._schema, self._shown(column)
         if code == "non_numeric_column":
-            return error(
-                code, f"column {column!r} is not a number in {of}{where}", column=column, count=count
-            )
+            return error(code, f"column {shown} is not a number in {of}{where}", column=column, count=count)
         if code == "invalid_label":
             classes = f"{schema.negative_class} nor {schema.positive_class}"
             return error(
                 code,
-                f"label {column!r} is missing or neither {classes} in {of}{where}",
+                f"label {shown} is missing or neither {classes} in {of}{where}",
                 column=column,
                 count=count,
             )
@@ -182,9 +190,9 @@ class TableReading:
             role = code.removeprefix("missing_")
             return error(code, f"{role} column {column!r} is empty in {of}", column=column, count=count)
         words = {
-            "missing_values": f"column {column!r} is missing in {of}; they are encoded as missing",
-            "out_of_range": f"column {column!r} is beyond its public bounds in {of}; they are clamped",
-            "unknown_category": f"column {column!r} is outside the public vocabulary in {of}; they are encoded as other",
+            "missing_values": f"column {shown} is missing in {of}; they are encoded as missing",
+            "out_of_range": f"column {shown} is beyond its public bounds in {of}; they are clamped",
+            "unknown_category": f"column {shown} is outside the public vocabulary in {of}; they are encoded as other",
         }
         return note(code, words[code], column=column, count=count)
 

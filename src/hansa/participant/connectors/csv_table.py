@@ -28,7 +28,6 @@ class CsvTable:
 
     def __init__(self, path: Path, *, delimiter: str = ",", encoding: str = "utf-8") -> None:
         self._path, self._delimiter, self._encoding = path, delimiter, encoding
-        # Texts, here too: the reader would fit types to the first block for nothing.
         self.names = self._header()
 
     def _header(self) -> tuple[str, ...]:
@@ -49,18 +48,14 @@ class CsvTable:
         )
         with open_data_file(self._path) as file:
             try:
-                reader = self._reader(file, convert)
-                same = list(reader.schema.names) == wanted
-                if same:
-                    yield from reader
-                    return
+                yield from self._reader(file, convert)
+                return
             except (pa.ArrowException, OSError, ValueError):
-                same = True
+                pass
         # Outside the handler: the reader's message quotes the file.
-        if not same:
-            raise self._unreadable("changed while it was read")
         raise self._unreadable(
-            "is not well formed: a line has another number of cells, or a byte is of another encoding"
+            "is not well formed, or changed while it was read: a line has another number of cells,"
+            " or a byte is of another encoding"
         )
 
     def _reader(self, file: object, convert: csv.ConvertOptions) -> csv.CSVStreamingReader:

@@ -49,7 +49,7 @@ def verify_select_only(query: str) -> None:
             raise QueryRefused("the query has more than one statement")
         ended = kind == "end"
         word = part.group().lower()
-        if first is None:
+        if first is None and not ended:
             first = word
             if word not in _FIRST:
                 raise QueryRefused(f"the query begins with {part.group()[:20]!r}, not with SELECT or WITH")
@@ -58,5 +58,5 @@ def verify_select_only(query: str) -> None:
                 f"the query has the word {word!r}, which may write",
                 hint="a column of this name can be quoted; anything else belongs into a view of the database",
             )
-    if first is None or first == ";":
+    if first is None:
         raise QueryRefused("the query is empty")

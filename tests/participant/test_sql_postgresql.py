@@ -1,0 +1,133 @@
+"""A PostgreSQL table is read through a transaction that cannot write, its password from a file. Needs a server and a driver."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from sqlalchemy.pool import NullPool
+
+from hansa import errors
+from hansa.participant.connectors.opening import open_source
+from hansa.participant.connectors.sql_table import SqlTable
+from hansa.participant.dataset_file import DatasetEntry
+
+BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"))), None)
+PASSWORD = "a pass:word/with@signs"
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("psycopg") is None, reason="no driver of PostgreSQL"),
+    pytest.mark.skipif(BINARIES is None, reason="no server of PostgreSQL"),
+    pytest.mark.skipif(
+        os.geteuid() == 0 and shutil.which("setpriv") is None, reason="no server runs as root"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run a server on a socket of its own, and give its URL without the password."""
+    folder = tmp_path_factory.mktemp("postgresql")
+    folder.chmod(0o777)
+    for parent in folder.parents[:2]:
+        parent.chmod(0o711)
+    secret = folder / "secret"
+    secret.write_text(PASSWORD)
+    secret.chmod(0o644)
+    lowered = ["setpriv", "--reuid=nobody", "--clear-groups", "--regid=nogroup"] if os.geteuid() == 0 else []
+
+    def call(*arguments: object) -> None:
+        subprocess.run(
+            [*lowered, *map(str, arguments)], cwd=folder, check=True, capture_output=True, timeout=60
+        )
+
+    call(
+        BINARIES / "initdb",
+        "-D",
+        folder / "data",
+        "-U",
+        "bank",
+        "-A",
+        "scram-sha-256",
+        "--pwfile",
+        secret,
+        "-N",
+    )
+    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
+    call(BINARIES / "pg_ctl", "-D", folder / "data", "-w", "-l", folder / "log", "-o", options, "start")
+    url = f"postgresql+psycopg://bank@/postgres?host={folder}"
+    try:
+        with owner(url) as connection:
+            connection.exec_driver_sql("CREATE SEQUENCE numbers")
+            connection.exec_driver_sql(
+                "CREATE TABLE clients (id bigint, age numeric, city text, y int, born date)"
+            )
+            connection.exec_driver_sql(
+                "INSERT INTO clients SELECT i, i + 0.5, NULLIF('city ' || mod(i, 7), 'city 0'), mod(i, 2), DATE '2000-01-01'"
+                " FROM generate_series(1, 20000) i"
+            )
+            connection.exec_driver_sql(
+                "CREATE FUNCTION spoil() RETURNS int LANGUAGE sql AS 'DELETE FROM clients RETURNING 1'"
+            )
+        yield url
+    finally:
+        call(BINARIES / "pg_ctl", "-D", folder / "data", "-w", "-m", "immediate", "stop")
+
+
+@contextmanager
+def owner(url: str) -> Iterator[sqlalchemy.Connection]:
+    engine = sqlalchemy.create_engine(sqlalchemy.make_url(url).set(password=PASSWORD), poolclass=NullPool)
+    with engine.begin() as connection:
+        yield connection
+
+
+def count(url: str) -> int:
+    with owner(url) as connection:
+        return int(connection.exec_driver_sql("SELECT count(*) FROM clients").scalar_one())
+
+
+def test_a_table_is_read_in_pieces_with_the_password_of_a_file(server: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(PASSWORD + "\n")
+    (tmp_path / "secret").chmod(0o600)
+    entry = DatasetEntry(
+        name="clients", kind="sql", url=server, password_file="secret", table="public.clients"
+    )
+    source = open_source(entry, tmp_path)
+    assert list(source.names) == ["id", "age", "city", "y", "born"]
+    pieces = list(source.pieces())
+    assert [piece.num_rows for piece in pieces] == [8192, 8192, 3616]
+    assert pieces[0].slice(0, 1).to_pylist() == [
+        {"id": 1, "age": 1.5, "city": "city 1", "y": 1, "born": "2000-01-01"}
+    ]
+    assert PASSWORD not in repr(source)
+
+
+@pytest.mark.parametrize(
+    "query", ["SELECT spoil() AS y", "SELECT nextval('numbers') AS y, set_config('a.b', 'c', false)"]
+)
+def test_a_function_that_writes_is_refused_by_the_database(server: str, tmp_path: Path, query: str) -> None:
+    before = count(server)
+    with pytest.raises(errors.DataUnreadable, match="the query fails"):
+        SqlTable(server, home=tmp_path, password=PASSWORD, query=query)
+    assert count(server) == before == 20000
+
+
+def test_a_per_cent_sign_and_a_colon_are_no_parameters(server: str, tmp_path: Path) -> None:
+    query = "SELECT id::text AS id, 5 % 3 AS y, ':a %s' AS t FROM clients WHERE city LIKE 'city%' LIMIT 1"
+    found = [
+        piece.to_pylist()
+        for piece in SqlTable(server, home=tmp_path, password=PASSWORD, query=query).pieces()
+    ]
+    assert found == [[{"id": "1", "y": 2, "t": ":a %s"}]]
+
+
+def test_a_wrong_password_is_unreachable_and_is_not_shown(server: str, tmp_path: Path) -> None:
+    with pytest.raises(errors.DatabaseUnreachable) as caught:
+        SqlTable(server, home=tmp_path, password="another secret", table="clients")
+    assert caught.value.exit_status == 69
+    assert "secret" not in str(caught.value) + caught.value.hint
+    assert caught.value.__cause__ is None
