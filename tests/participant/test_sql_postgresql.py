@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,3 +132,30 @@ def test_a_wrong_password_is_unreachable_and_is_not_shown(server: str, tmp_path:
     assert caught.value.exit_status == 69
     assert "secret" not in str(caught.value) + caught.value.hint
     assert caught.value.__cause__ is None
+
+
+_PEAK = """
+import resource, sys
+from pathlib import Path
+from hansa.participant.connectors.sql_table import SqlTable
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+query = "SELECT i, repeat('x', 200) AS t FROM generate_series(1, 200000) AS i"
+source = SqlTable(sys.argv[1], home=Path("."), password=sys.stdin.read(), query=query)
+next(source.pieces())
+before = peak()
+print(sum(piece.num_rows for piece in source.pieces()), peak() - before)
+"""
+
+
+def test_a_long_answer_is_fetched_a_piece_at_a_time(server: str) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", _PEAK, server],
+        input=PASSWORD,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    rows, grown_kib = map(int, found.stdout.split())
+    assert rows == 200_000
+    assert grown_kib < 16 << 10  # the answer has 40 MB

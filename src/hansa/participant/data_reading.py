@@ -101,7 +101,7 @@ def check_data(entry: DatasetEntry, home: Path, study: Study | None) -> Check:
         DataError, ConfigurationError: As `open_source` raises them.
 
     Guarantees:
-        - All problems are found in one pass; no more than two pieces of the data are in memory, beside 100 bytes or so a row
+        - All problems are found in one pass; no more than two pieces of the data are in memory, beside 200 bytes or so a row
           for its keys.
     """
     if entry.kind == "jsonl":

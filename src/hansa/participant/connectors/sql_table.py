@@ -44,7 +44,7 @@ class SqlTable:
 
     Guarantees:
         - The database is as it was: also where the query calls a function that writes.
-        - At most two pieces of rows are in memory.
+        - Rows are fetched a piece at a time.
         - Neither a repr nor a message shows the password or a value.
     """
 
