@@ -3,10 +3,13 @@
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -30,39 +33,40 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server() -> Iterator[str]:
     """Run a server on a socket of its own, and give its URL without the password."""
-    folder = tmp_path_factory.mktemp("postgresql")
-    folder.chmod(0o777)
-    for parent in folder.parents[:2]:
-        parent.chmod(0o711)
-    secret = folder / "secret"
-    secret.write_text(PASSWORD)
-    secret.chmod(0o644)
-    lowered = ["setpriv", "--reuid=nobody", "--clear-groups", "--regid=nogroup"] if os.geteuid() == 0 else []
-
-    def call(*arguments: object) -> None:
-        subprocess.run(
-            [*lowered, *map(str, arguments)], cwd=folder, check=True, capture_output=True, timeout=60
+    as_root = os.geteuid() == 0
+    lowered = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if as_root else []
+    # Not below pytest's own folder, which only its owner may enter.
+    with tempfile.TemporaryDirectory(prefix="hansa-") as name:
+        folder = Path(name)
+        secret = folder / "secret"
+        secret.write_text(PASSWORD)
+        if as_root:
+            for path in (folder, secret):
+                shutil.chown(path, "nobody", "nogroup")
+        initdb = [BINARIES / "initdb", "-D", folder / "data", "-U", "bank", "-A", "scram-sha-256", "-N"]
+        command = [*lowered, *map(str, initdb), "--pwfile", str(secret)]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
+        settings = ["listen_addresses=", f"unix_socket_directories={folder}", "fsync=off"]
+        options = [part for setting in settings for part in ("-c", setting)]
+        process = subprocess.Popen(
+            [*lowered, str(BINARIES / "postgres"), "-D", str(folder / "data"), *options],
+            cwd=folder,
+            stderr=subprocess.DEVNULL,
         )
+        try:
+            url = f"postgresql+psycopg://bank@/postgres?host={folder}"
+            fill(url)
+            yield url
+        finally:
+            process.send_signal(signal.SIGQUIT)
+            process.wait(timeout=30)
 
-    call(
-        BINARIES / "initdb",
-        "-D",
-        folder / "data",
-        "-U",
-        "bank",
-        "-A",
-        "scram-sha-256",
-        "--pwfile",
-        secret,
-        "-N",
-    )
-    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
-    call(BINARIES / "pg_ctl", "-D", folder / "data", "-w", "-l", folder / "log", "-o", options, "start")
-    url = f"postgresql+psycopg://bank@/postgres?host={folder}"
-    try:
-        with owner(url) as connection:
+
+def fill(url: str) -> None:
+    for _ in range(100):
+        with suppress(sqlalchemy.exc.OperationalError), owner(url) as connection:
             connection.exec_driver_sql("CREATE SEQUENCE numbers")
             connection.exec_driver_sql(
                 "CREATE TABLE clients (id bigint, age numeric, city text, y int, born date)"
@@ -74,9 +78,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             connection.exec_driver_sql(
                 "CREATE FUNCTION spoil() RETURNS int LANGUAGE sql AS 'DELETE FROM clients RETURNING 1'"
             )
-        yield url
-    finally:
-        call(BINARIES / "pg_ctl", "-D", folder / "data", "-w", "-m", "immediate", "stop")
+            return
+        time.sleep(0.1)
+    raise TimeoutError("the server does not answer")
 
 
 @contextmanager
