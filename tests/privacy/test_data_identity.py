@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hansa.privacy.data_identity import data_commitment, ledger_path, row_units
+from hansa.privacy.data_identity import data_commitment, ledger_path, row_units, unit_marks
 
 SALT = b"s" * 32
 UNITS = [b"anna", b"bela", b"cora"]
@@ -43,3 +43,16 @@ def test_each_data_set_has_its_own_ledger() -> None:
     paths = {ledger_path(Path("folder"), data_commitment(SALT, units)) for units in (UNITS, UNITS[:2])}
     assert len(paths) == 2
     assert all(path.match("folder/ledger-*.jsonl") for path in paths)
+
+
+def test_marks_know_the_same_units_again_under_the_same_salt_only():
+    marks = unit_marks(SALT, [b"anna", b"bela", b"anna"])
+    assert marks.dtype == np.uint64
+    assert len(marks) == 2
+    assert marks.tolist() == sorted(marks.tolist())
+    assert marks.tolist() == unit_marks(SALT, [b"bela", b"anna"]).tolist()
+    assert set(unit_marks(SALT, [b"anna"]).tolist()) < set(marks.tolist())
+    assert not set(unit_marks(b"t" * 32, [b"anna", b"bela"]).tolist()) & set(marks.tolist())
+    assert unit_marks(SALT, []).tolist() == []
+    with pytest.raises(ValueError, match="not 32"):
+        unit_marks(b"short", [])
