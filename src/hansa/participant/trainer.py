@@ -29,10 +29,18 @@ MICRO_BATCH = 512
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """Encoded private records: features (n, J, Z) and labels (n,)."""
+    """Encoded private records.
+
+    Attributes:
+        features: (n, J, Z).
+        labels: (n,).
+        persons: (n,) int64, whose each record is: 0 to m - 1 for m persons, in any order of the records; None where the
+            unit of privacy is the record.
+    """
 
     features: Tensor
     labels: Tensor
+    persons: Tensor | None = None
 
     def __repr__(self) -> str:
         return "Rows(...)"
