@@ -50,9 +50,14 @@ class ParticipantNode(NodeCore):
         aggregator: Way to the aggregator.
         random: Secret randomness; the operating system's unless a test injects it.
         certificate: Own certificate (DER) of the roster's authority; empty where it has none.
+        model_hash: Hash of the base model, hexadecimal, that the policy's list of models is compared with; None where it is not
+            known, which no such list allows.
+        submitter: Who submits the study, for the policy's list of submitters; None likewise.
 
     Guarantees:
         - No record is read before the policy agreed and the round's ε is on the disk as reserved.
+        - A round that passes any limit of the policy, for ever, of the study or of the month, is refused by its code; it reads
+          nothing and spends nothing.
         - Every value that a private record influenced is noised before it is compressed, masked and encrypted.
         - A model state is trained from once: another attempt at its round, or a restart, sends the same update under
           other masks and spends nothing.
@@ -67,7 +72,7 @@ class ParticipantNode(NodeCore):
         Raises:
             PolicyRefusal: The policy does not allow the study.
         """
-        self._policy.verify_study(self._study)
+        self._verify_study()
         return self.membership.join(epoch)
 
     def deal(self, joins: Sequence[bytes]) -> bytes:
@@ -111,7 +116,7 @@ class ParticipantNode(NodeCore):
         machine.verify_not_rolled_back(packages)
         self._verify_next(round_index)
         # 1.1 policy and cohort, before anything is spent
-        self._policy.verify_study(self._study)
+        self._verify_study()
         machine.start(
             round_index,
             attempt,
@@ -121,7 +126,8 @@ class ParticipantNode(NodeCore):
             transcript=self.state.transcript,
         )
         # 1.2 to 1.4 the update, once for a model state
-        levels = self.updates.levels(self.state, round_index, attempt, self._group_key())
+        gate = self._policy.verify_round
+        levels = self.updates.levels(self.state, round_index, attempt, self._group_key(), gate)
         # 1.5 mask and encrypt
         header, ciphertexts = self._clock.timed("mask and encrypt", lambda: machine.protect(levels))
         # 1.6 upload

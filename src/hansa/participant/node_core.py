@@ -72,9 +72,12 @@ class NodeCore:
         aggregator: AggregatorClient,
         random: SecretRandom | None = None,
         certificate: bytes = b"",
+        model_hash: str | None = None,
+        submitter: str | None = None,
     ) -> None:
         self.name, self._study, self._policy = name, study, policy
         self._roster, self._store, self._aggregator = roster, store, aggregator
+        self._base_model, self._submitter = model_hash, submitter
         random = SecretRandom() if random is None else random
         self._terms, self._clock = terms_of(study), Clock()
         self.updates = LocalUpdates(
@@ -154,6 +157,9 @@ class NodeCore:
         """Close a round whose new state is durable: attempt, ledger, update. See `_recover`."""
         machine.finish(round_index, attempt)
         self.updates.settle(self.state.round)
+
+    def _verify_study(self) -> None:
+        self._policy.verify_study(self._study, model_hash=self._base_model, submitter=self._submitter)
 
     def _verify_next(self, round_index: int) -> None:
         expected = self.state.round + 1

@@ -7,6 +7,7 @@
 5 signature   of the tree head, under the key that the first line names
 
 Sequence numbers decide what came before what. Times are what a clock said: one that goes backwards is noted, never trusted.
+So an entry counts in its own month or in that of any entry before it, whichever is later.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from hansa.errors import LedgerDamaged, ProofInvalid
 from hansa.privacy.ledger_format import FIRST_PREVIOUS, Line, decode_line
 from hansa.privacy.ledger_head import TreeHead
 from hansa.privacy.merkle import GrowingTree
-from hansa.privacy.spending import Spending
+from hansa.privacy.spending import Spending, month_of
 
 
 @dataclass(kw_only=True, slots=True)
@@ -28,12 +29,14 @@ class Reservation:
         spending: What it asked for.
         epsilon_limit: ε that the data set was allowed at the time; None for no limit.
         line: Line of the ledger, from 1.
+        month: Calendar month that it counts in, YYYY-MM.
         committed: Whether its update is known to have left; it counts either way.
     """
 
     spending: Spending
     epsilon_limit: float | None
     line: int
+    month: str
     committed: bool = False
 
 
@@ -61,6 +64,7 @@ class History:
         reservations: In their order.
         clock_backwards: Lines whose time is before that of the line above.
         torn: Lines that note a last line cut short.
+        month: Latest month that an entry names; empty before the first.
         signature: Signature of the last line.
 
     Guarantees:
@@ -75,6 +79,7 @@ class History:
     reservations: list[Reservation] = field(default_factory=list)
     clock_backwards: list[int] = field(default_factory=list)
     torn: list[int] = field(default_factory=list)
+    month: str = ""
     signature: bytes = b""
     tree: GrowingTree = field(default_factory=GrowingTree)
     _by_place: dict[tuple[str, int, int], list[Reservation]] = field(default_factory=dict)
@@ -163,6 +168,7 @@ class History:
         if self._time is not None and entry["time"] < self._time:
             self.clock_backwards.append(number)
         self._time = entry["time"]
+        self.month = max(self.month, month_of(entry["time"]))
         if entry["kind"] == "open":
             self.opening = Opening(
                 participant=entry["participant"],
@@ -181,6 +187,7 @@ class History:
                 spending=spending_of(entry),
                 epsilon_limit=None if limit is None else float(limit),
                 line=number,
+                month=self.month,
             )
             self.reservations.append(reservation)
             self._by_place.setdefault(reservation.spending.place, []).append(reservation)
