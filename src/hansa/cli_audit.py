@@ -40,7 +40,8 @@ LedgerFile = Annotated[Path, typer.Argument(help="A ledger-*.jsonl file.")]
 def verify(
     place: Annotated[Path | None, typer.Argument(help="Folder with ledgers, or one of them.")] = None,
     head: Annotated[
-        list[Path] | None, _option("Earlier tree head that the ledgers must continue; may be repeated.")
+        list[Path] | None,
+        _option("Earlier tree head, or signed upload header, that a ledger must continue; may be repeated."),
     ] = None,
     proof: Annotated[
         list[Path] | None, _option("Inclusion proof of `hansa audit prove`; may be repeated.")
@@ -59,11 +60,11 @@ def verify(
     if place is None and not proof:
         raise UsageError("give a folder with ledgers, or --proof")
     from hansa.privacy.audit import audit_folder
-    from hansa.privacy.ledger_head import head_of_json, verify_proof
+    from hansa.privacy.ledger_head import verify_proof
 
     keys = _keys(key or [])
     proofs = [(file, verify_proof(_json_file(file))) for file in proof or []]
-    heads = [head_of_json(_json_file(file)) for file in head or []] + [found for _, found in proofs]
+    heads = [_head(_json_file(file)) for file in head or []] + [found for _, found in proofs]
     for found in heads:
         if keys.get(found.participant, found.public_key) != found.public_key:
             raise ProofInvalid(
@@ -241,6 +242,14 @@ def _keys(texts: Sequence[str]) -> dict[str, bytes]:
             raise UsageError(f"--key is {text[:80]!r}, not PARTICIPANT= and 64 hexadecimal digits, once each")
         found[name] = value
     return found
+
+
+def _head(found: dict[str, Any]) -> "TreeHead":
+    """Read a tree head, or the upload header in which another participant saw one."""
+    from hansa.participant.seen_heads import SEEN_HEAD_SCHEMA, seen_head_of_json
+    from hansa.privacy.ledger_head import head_of_json
+
+    return seen_head_of_json(found) if found.get("schema") == SEEN_HEAD_SCHEMA else head_of_json(found)
 
 
 def _json_file(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from hansa.privacy.budget import Budget, Gate, Spending
 from hansa.privacy.ledger import LedgerOwner
 from hansa.privacy.noise import SecretRandom
 from hansa.secure_agg.codec import dequantise_sum, kept_entries, quantise, select_support
+from hansa.secure_agg.ledger_heads import NO_LEDGER, encode_head
 from hansa.secure_agg.parameters import Layout
 from hansa.secure_agg.store import Store
 from hansa.secure_agg.unmasking import Opened
@@ -148,6 +149,11 @@ class LocalUpdates:
         trained = TrainedUpdate(model_hash=model_hash, support=support, levels=levels, spending=spending)
         self._clock.timed("keep the update", lambda: save_update(self._store, trained))
         return levels
+
+    def ledger_head(self) -> bytes:
+        """Give the tree head of the data set's ledger, for the header of an upload: it covers the reservation of this round."""
+        head = self.budget.head
+        return NO_LEDGER if head is None else encode_head(head.size, head.root)
 
     def apply(self, state: SharedState, round_index: int, opened: Opened, group_key: bytes) -> None:
         """Step 3.1: take the optimizer step, in memory."""

@@ -25,9 +25,8 @@ from hansa.errors import (
     RosterEquivocation,
 )
 from hansa.participant.node_core import NodeCore, Packages
-from hansa.participant.node_state import (
-    save_state,
-)
+from hansa.participant.node_state import save_state
+from hansa.participant.seen_heads import keep_heads
 from hansa.secure_agg.attempt import verify_results
 from hansa.secure_agg.unmasking import verify_certificate
 
@@ -61,6 +60,8 @@ class ParticipantNode(NodeCore):
         - Every value that a private record influenced is noised before it is compressed, masked and encrypted.
         - A model state is trained from once: another attempt at its round, or a restart, sends the same update under
           other masks and spends nothing.
+        - The header of an upload carries the ledger's tree head with this round's reservation in it; of the others the header with
+          the longest one is kept.
         - Rounds are the study's, from 1 on, one after another: none is skipped, none follows one that was not closed.
     """
 
@@ -128,8 +129,9 @@ class ParticipantNode(NodeCore):
         # 1.2 to 1.4 the update, once for a model state
         gate = self._policy.verify_round
         levels = self.updates.levels(self.state, round_index, attempt, self._group_key(), gate)
+        head = self.updates.ledger_head()
         # 1.5 mask and encrypt
-        header, ciphertexts = self._clock.timed("mask and encrypt", lambda: machine.protect(levels))
+        header, ciphertexts = self._clock.timed("mask and encrypt", lambda: machine.protect(levels, head))
         # 1.6 upload
         return self._send(round_index, attempt, header, ciphertexts)
 
@@ -201,6 +203,7 @@ class ParticipantNode(NodeCore):
             "download", lambda: self._aggregator.download(round_index, attempt)
         )
         opened = self._clock.timed("unmask and decrypt", lambda: machine.open(headers, aggregate))
+        keep_heads(self._store, headers)
         return self._applied(machine, round_index, attempt, opened)
 
     def close(self, round_index: int, attempt: int, results: Sequence[bytes]) -> None:
@@ -267,6 +270,7 @@ class ParticipantNode(NodeCore):
             transcript=self.state.transcript,
             leaves=self._leaves(round_index, attempt),
         )
+        keep_heads(self._store, headers)
         with self._advancing():
             self._apply(round_index, opened)
             self._progress = replace(
