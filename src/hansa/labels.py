@@ -38,6 +38,7 @@ MODEL_STATE = b"hansa/v1/model-state"
 STATE_TAG = b"hansa/v1/state-tag"
 ADAPTER_FACTOR = b"hansa/v1/models/adapter-factor"
 DATA_COMMITMENT = b"hansa/v1/privacy/data-commitment"
+DATA_PERSON = b"hansa/v1/privacy/data-person"
 DATA_ROW = b"hansa/v1/privacy/data-row"
 RECIPE = b"hansa/v1/models/recipe"
 RECIPE_DRAW = b"hansa/v1/models/recipe-draw/"  # followed by the purpose and the seed

@@ -89,7 +89,11 @@ class NodeCore:
             rows=rows,
             ledger=ledger_path(state_directory, data_commitment),
             owner=LedgerOwner(
-                participant=name, public_key=identity.public, data=data_commitment, sign=identity.sign
+                participant=name,
+                public_key=identity.public,
+                data=data_commitment,
+                sign=identity.sign,
+                unit=study.privacy.unit,
             ),
             epsilon_limit=policy.epsilon_limit,
             store=store,
