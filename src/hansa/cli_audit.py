@@ -17,6 +17,7 @@ from hansa.errors import LedgerFileMissing, ProofInvalid, UsageError
 if TYPE_CHECKING:
     from hansa.privacy.audit import Finding, LedgerAudit
     from hansa.privacy.ledger_head import TreeHead
+    from hansa.privacy.ledger_history import Reservation
 
 EPILOG = "Exit status: 0 verified, 1 not verified, 2 usage, 66 missing input, 130 interrupted."
 _FILE_BYTES_MOST = 1 << 20
@@ -147,7 +148,7 @@ def show(ledger: LedgerFile, json_only: Json = False) -> None:
     for reservation, epsilon in zip(audit.reservations, audit.round_epsilon, strict=True):
         spent = reservation.spending
         typer.echo(
-            f"{spent.study[:16]:16}  {spent.round:5d}  {spent.attempt:7d}  {epsilon:7.3f}  "
+            f"{spent.study[:16]:16}  {_place(reservation)}  {epsilon:7.3f}  "
             f"{'yes' if reservation.committed else 'no':9}  {spent.noise_multiplier:<7g}  "
             f"{spent.sample_rate:<7g}  {spent.steps:5d}"
         )
@@ -207,8 +208,29 @@ def _ledger_json(audit: "LedgerAudit") -> dict[str, Any]:
                 "line": reservation.line,
             }
             for reservation, epsilon in zip(audit.reservations, audit.round_epsilon, strict=True)
+            if not reservation.purpose
+        ],
+        "charges": [
+            {
+                "purpose": reservation.purpose,
+                "study": reservation.spending.study,
+                "epsilon": _finite(epsilon),
+                "noise_multiplier": reservation.spending.noise_multiplier,
+                "sample_rate": reservation.spending.sample_rate,
+                "steps": reservation.spending.steps,
+                "line": reservation.line,
+            }
+            for reservation, epsilon in zip(audit.reservations, audit.round_epsilon, strict=True)
+            if reservation.purpose
         ],
     }
+
+
+def _place(reservation: "Reservation") -> str:
+    """Name round and attempt, or what else was charged."""
+    if reservation.purpose:
+        return f"{reservation.purpose[:14]:14}"
+    return f"{reservation.spending.round:5d}  {reservation.spending.attempt:7d}"
 
 
 def _finding_words(finding: "Finding") -> str:

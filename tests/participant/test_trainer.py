@@ -171,6 +171,26 @@ def test_every_entry_is_noised_experts_that_no_token_reached_too(bench: Bench, s
     assert stats.kstest(update[untouched], "norm", args=(0.0, 0.5 / 40)).pvalue > 0.01
 
 
+def test_the_noise_of_every_tensor_is_that_of_sigma_and_neither_two_thirds_nor_three_halves_of_it(
+    bench: Bench, study_with: Makes
+) -> None:
+    """What is left of an update without its gradient, tensor by tensor, experts that no token reached included."""
+    study, one = study_with(privacy={"sample_rate": 1.0}), rows_of(1)
+    clean = bench.update(study, sigma=NO_NOISE, rows=one)
+    noise = np.stack(
+        [bench.update(study, rows=one, seed=bytes([k % 256, k // 256] * 16)) for k in range(400)]
+    )
+    noise -= clean
+    deviation, tensors = 0.5 / 40, {slot.name: slot for slot in bench.layout.slots}
+    assert {"embedding", "class_token", "head"} < set(tensors)
+    assert any("down_B" in name for name in tensors)
+    for name, slot in tensors.items():
+        values = noise[:, slot.start : slot.stop].flatten()[:20_000]
+        assert stats.kstest(values, "norm", args=(0.0, deviation)).pvalue > 1e-3, name
+        for wrong in (2 / 3, 3 / 2):
+            assert stats.kstest(values, "norm", args=(0.0, deviation * wrong)).pvalue < FAR_TOO_UNLIKELY, name
+
+
 def test_scale_and_length_depend_on_the_study_only_not_on_the_number_of_records(
     bench: Bench, study_with: Makes
 ) -> None:

@@ -1,5 +1,6 @@
 """The budget ledger: written before it counts, exact at its limit, and closed to whoever changes it."""
 
+import json
 import math
 import os
 import resource
@@ -323,3 +324,62 @@ def test_a_study_with_a_larger_delta_is_stated_at_the_smaller_one_of_the_ledger(
     assert later.epsilon() == epsilon(2, delta=1e-6) > epsilon(2, delta=1e-5)
     with pytest.raises(LedgerMismatch, match="delta"):
         open_budget(ledger, delta=1e-7)
+
+
+def test_a_charge_is_one_line_and_counts_like_a_round(
+    open_budget: Callable[..., Budget], ledger: Path
+) -> None:
+    budget = open_budget(ledger, now=lambda: NOVEMBER)
+    budget.reserve(ROUND)
+    assert budget.charge("canary", Mechanism(1.0, 0.2, 5), study="b" * 64) == epsilon(7)
+    entry = json.loads(ledger.read_bytes().splitlines()[-1])["entry"]
+    assert {key: entry[key] for key in entry.keys() - {"previous", "sequence", "time"}} == {
+        "kind": "charge",
+        "purpose": "canary",
+        "study": "b" * 64,
+        "noise_multiplier": 1.0,
+        "sample_rate": 0.2,
+        "steps": 5,
+        "epsilon_limit": 100.0,
+    }
+    again = open_budget(ledger)
+    assert again.epsilon() == epsilon(7)
+    assert again.spent(study="b" * 64) == [Mechanism(1.0, 0.2, 5)]
+    assert again.spent(month="2026-11") == [Mechanism(1.0, 0.2, 7)]
+    again.commit(ROUND)  # the round before it is committed as ever
+    with pytest.raises(LedgerDamaged, match="not reserved"):
+        again.commit(replace(ROUND, study="b" * 64, round=0, steps=5))  # and a charge is nothing to commit
+
+
+def test_a_charge_beyond_a_limit_or_of_no_form_is_refused_and_leaves_the_file_as_it_was(
+    open_budget: Callable[..., Budget], ledger: Path
+) -> None:
+    budget = open_budget(ledger, epsilon(5))
+    budget.reserve(ROUND)
+    before = ledger.read_bytes()
+    with pytest.raises(BudgetExhausted, match="canary would spend"):
+        budget.charge("canary", Mechanism(1.0, 0.2, 4), study="a")
+    for purpose, study in (("Two words", "a"), ("", "a"), ("canary", "two words")):
+        with pytest.raises(BudgetExhausted, match="no ledger can hold"):
+            budget.charge(purpose, Mechanism(1.0, 0.2, 1), study=study)
+
+    def gate(*_, **__):
+        raise TooManyRounds("no")
+
+    with pytest.raises(TooManyRounds):
+        budget.charge("canary", Mechanism(1.0, 0.2, 1), study="a", gate=gate)
+    assert ledger.read_bytes() == before
+    assert budget.charge("canary", Mechanism(1.0, 0.2, 3), study="a") == epsilon(5)
+
+
+def test_a_charge_is_on_the_disk_before_it_returns(
+    open_budget: Callable[..., Budget], ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[bytes] = []
+    fsync = os.fsync
+    budget = open_budget(ledger)
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: (synced.append(ledger.read_bytes()), fsync(descriptor))
+    )
+    budget.charge("evaluation", Mechanism(1.0, 0.2, 1), study="a")
+    assert b'"kind":"charge"' in synced[0]

@@ -11,7 +11,7 @@
 Every step is on the store before it is acted on. A node that is made anew on its store goes on where it was: it sends
 what it had made, and trains, noises and charges nothing twice.
 
-What leaves: signed protocol messages, sealed shares, ciphertexts, error codes. Nothing else.
+What leaves: signed protocol messages, sealed shares, ciphertexts, error codes. Nothing else; `outputs.py` has the list.
 """
 
 from collections.abc import Sequence
@@ -26,6 +26,7 @@ from hansa.errors import (
 )
 from hansa.participant.node_core import NodeCore, Packages
 from hansa.participant.node_state import save_state
+from hansa.participant.outputs import verify_upload
 from hansa.participant.seen_heads import keep_heads
 from hansa.secure_agg.attempt import verify_results
 from hansa.secure_agg.unmasking import verify_certificate
@@ -136,6 +137,7 @@ class ParticipantNode(NodeCore):
         return self._send(round_index, attempt, header, ciphertexts)
 
     def _send(self, round_index: int, attempt: int, header: bytes, ciphertexts: list[bytes]) -> bytes:
+        verify_upload(header, ciphertexts)
         with suppress(DuplicateMessage):  # it had arrived, and the answer was lost
             self._clock.timed(
                 "upload", lambda: self._aggregator.upload(round_index, attempt, header, ciphertexts)

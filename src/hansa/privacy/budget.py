@@ -2,6 +2,7 @@
 
     1 reserve  the steps of a round, fsynced and signed, before the first record is read
     2 commit   after the update has left
+    charge     steps of anything else that looks at the data and leaves something: in one line, before it looks
 
 What is reserved counts as spent, committed or not: after a crash nothing is under-counted. The ledger is bound to the identity
 of the data (`data_identity`), so that a new study continues it, and several studies may use it at once: whoever reserves sees
@@ -10,10 +11,10 @@ whoever kept a tree head of the longer one can tell (`hansa audit verify --head`
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hansa.errors import BudgetExhausted
 from hansa.privacy import accounting
@@ -118,10 +119,38 @@ class Budget:
         """
         limit = self.epsilon_limit if self.epsilon_limit <= _LIMIT_MOST else None
         fields = {**asdict(spending), "epsilon_limit": limit}
-        self._ledger.append("reserve", fields, verify=lambda: self._verify(spending, gate))
+        self._ledger.append("reserve", fields, verify=lambda: self._verify(fields, spending, gate))
         return self.epsilon()
 
-    def _verify(self, spending: Spending, gate: Gate | None) -> None:
+    def charge(
+        self, purpose: str, mechanism: accounting.Mechanism, *, study: str, gate: Gate | None = None
+    ) -> float:
+        """Spend for what is no update of a round: an empirical audit on the data, an evaluation that is released.
+
+        Args:
+            purpose: Short name of what it is: a-z, 0-9 and -.
+            mechanism: Its steps.
+            study: Id of the study that it is for.
+            gate: As for `reserve`.
+
+        Returns:
+            ε after it.
+
+        Raises:
+            As `reserve`.
+
+        Guarantees:
+            - The charge is on the disk, whole, before this returns: it is spent at once, and there is nothing to commit.
+            - It counts like a round: for ever, in its study and in its month.
+        """
+        spending = Spending(study=study, round=0, attempt=0, **mechanism._asdict())
+        limit = self.epsilon_limit if self.epsilon_limit <= _LIMIT_MOST else None
+        fields = {"purpose": purpose, "study": study, **mechanism._asdict(), "epsilon_limit": limit}
+        self._ledger.append("charge", fields, verify=lambda: self._verify(fields, spending, gate))
+        return self.epsilon()
+
+    def _verify(self, fields: Mapping[str, Any], spending: Spending, gate: Gate | None) -> None:
+        what = fields.get("purpose", f"round {spending.round}")
         if gate is not None:
             gate(
                 spending.study,
@@ -133,11 +162,11 @@ class Budget:
         after = self.epsilon(spending)
         if not after <= self.epsilon_limit:  # a limit that is NaN allows nothing
             raise BudgetExhausted(
-                f"round {spending.round} would spend epsilon {after:.3f}, above the limit {self.epsilon_limit:g}"
+                f"{what} would spend epsilon {after:.3f}, above the limit {self.epsilon_limit:g}"
             )
-        problem = spending_problem(asdict(spending))
+        problem = spending_problem(fields)
         if problem:
-            raise BudgetExhausted(f"round {spending.round} asks for what no ledger can hold: {problem}")
+            raise BudgetExhausted(f"{what} asks for what no ledger can hold: {problem}")
 
     def commit(self, spending: Spending) -> None:
         """Step 2: note that the round's update has left; once, however often it is called.

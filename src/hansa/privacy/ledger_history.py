@@ -23,7 +23,7 @@ from hansa.privacy.spending import Spending, month_of
 
 @dataclass(kw_only=True, slots=True)
 class Reservation:
-    """A round that was reserved.
+    """A round that was reserved, or another charge.
 
     Attributes:
         spending: What it asked for.
@@ -31,6 +31,7 @@ class Reservation:
         line: Line of the ledger, from 1.
         month: Calendar month that it counts in, YYYY-MM.
         committed: Whether its update is known to have left; it counts either way.
+        purpose: What else looked at the data; empty for a round's update. Such a charge has round 0 and is committed.
     """
 
     spending: Spending
@@ -38,6 +39,7 @@ class Reservation:
     line: int
     month: str
     committed: bool = False
+    purpose: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,15 +184,18 @@ class History:
         elif entry["kind"] == "commit":
             self._uncommitted(spending_of(entry)).committed = True
         else:
-            limit = entry["epsilon_limit"]
+            limit, purpose = entry["epsilon_limit"], entry.get("purpose", "")
             reservation = Reservation(
                 spending=spending_of(entry),
+                purpose=purpose,
+                committed=bool(purpose),
                 epsilon_limit=None if limit is None else float(limit),
                 line=number,
                 month=self.month,
             )
             self.reservations.append(reservation)
-            self._by_place.setdefault(reservation.spending.place, []).append(reservation)
+            if not purpose:
+                self._by_place.setdefault(reservation.spending.place, []).append(reservation)
 
     def verify_reserved(self, spending: Spending) -> None:
         """Raise LedgerDamaged unless a round is reserved with these steps and not committed."""
@@ -207,11 +212,11 @@ class History:
 
 
 def spending_of(entry: Mapping[str, Any]) -> Spending:
-    """Read the steps of a reservation or a commit."""
+    """Read the steps of a reservation, a commit or a charge; the last is of no round."""
     return Spending(
         study=entry["study"],
-        round=entry["round"],
-        attempt=entry["attempt"],
+        round=entry.get("round", 0),
+        attempt=entry.get("attempt", 0),
         noise_multiplier=float(entry["noise_multiplier"]),
         sample_rate=float(entry["sample_rate"]),
         steps=entry["steps"],
