@@ -1,13 +1,11 @@
-"""The group `hansa participant`: what an institution does at its own machine. Each part has its own file."""
+"""The group `hansa participant`: members of a consortium, at the coordinator and at an institution. Each part has its own file."""
 
 import typer
 
-from hansa import cli_dataset
+from hansa import cli_dataset, cli_members
 
-app = typer.Typer(help="A participant's own machine.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Members of a consortium, and a member's own data.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(cli_members.app)
 app.add_typer(cli_dataset.app, name="dataset")
-
-
-@app.callback()
-def _root() -> None:
-    """Keep `dataset` a group of its own."""

@@ -10,7 +10,7 @@ Error
 │   ├── PolicyFileMissing, PolicySyntaxError
 │   ├── DatasetFileMissing, UnknownDataset (exit 66), DatasetSyntaxError, DatasetExists
 │   ├── QueryRefused, DriverMissing, PasswordFileMissing (exit 66)
-│   ├── DatabaseUnusable, DatabaseNewer
+│   ├── DatabaseUnusable, DatabaseNewer, PortInUse
 │   ├── HomeMissing (exit 66), HomeExists, SettingsMissing (exit 66), SettingsSyntaxError, AuthorityAbsent
 │   └── CohortTooSmall, CohortTooLarge
 ├── DataError                     exit 65   a participant's data does not fit the study
@@ -33,6 +33,7 @@ Error
 │   ├── DocumentMalformed (exit 65), DocumentRejected, FingerprintMismatch, NotAMember
 │   ├── InvitationUnknown, InvitationExpired, InvitationUsed, InvitationExhausted, RequestForeign, ParticipantRevoked
 │   ├── ParticipantExists, AlreadyApproved and AlreadyAnswered (exit 1), CommandStale (exit 1)
+│   ├── StudyUnknown (exit 2), StudyExists, StudyAlreadyStarted
 │   └── NothingRequested, EnrolmentPending and NotEnoughApprovals (exit 75)
 ├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
 │   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
@@ -297,6 +298,13 @@ class AuthorityAbsent(ConfigurationError):
 
     code = "authority_absent"
     default_hint = "run the command where the authority's key is kept, or give its folder with --authority"
+
+
+class PortInUse(ConfigurationError):
+    """Another process listens on a port that a daemon needs, or the address is not of this machine."""
+
+    code = "port_in_use"
+    default_hint = "end the other process, or choose another port in the configuration"
 
 
 class CohortTooSmall(ConfigurationError):
@@ -710,6 +718,28 @@ class AlreadyAnswered(FederationError):
     code = "already_answered"
     exit_status = 1
     default_hint = "an answer stands; the author may propose the study again"
+
+
+class StudyUnknown(FederationError):
+    """There is no study of this name or session."""
+
+    code = "study_unknown"
+    exit_status = 2
+    default_hint = "`hansa study list` shows the studies"
+
+
+class StudyExists(FederationError):
+    """Another study with the same session was proposed."""
+
+    code = "study_exists"
+    default_hint = "propose it again; each proposal draws a session of its own"
+
+
+class StudyAlreadyStarted(FederationError):
+    """A study was started, and is to be started otherwise."""
+
+    code = "study_already_started"
+    default_hint = "a start stands; `hansa study show NAME` tells where the study is"
 
 
 class CommandStale(FederationError):

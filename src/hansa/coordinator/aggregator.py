@@ -187,8 +187,10 @@ class AggregationService:
         headers, sums = self.stream(round_index, attempt)
         return headers, list(sums)
 
-    def stream(self, round_index: int, attempt: int) -> tuple[list[bytes], Iterator[bytes]]:
-        """Give the signed headers of an attempt, and the ciphertexts of its aggregate one at a time.
+    def stream(
+        self, round_index: int, attempt: int, first_index: int = 0
+    ) -> tuple[list[bytes], Iterator[bytes]]:
+        """Give the signed headers of an attempt, and the ciphertexts of its aggregate one at a time, from an index on.
 
         Raises:
             StaleRound: Its roster is not closed.
@@ -196,7 +198,21 @@ class AggregationService:
         """
         headers = self._results.headers((round_index, attempt))
         self._count_down(sum(map(len, headers)))
-        return headers, self._counted(self._results.ciphertexts((round_index, attempt)))
+        return headers, self._counted(self._results.ciphertexts((round_index, attempt), first_index))
+
+    def result_count(self, round_index: int, attempt: int) -> int:
+        """Return the number of ciphertexts of an attempt's aggregate; raises as `stream`."""
+        return self._results.count((round_index, attempt))
+
+    @property
+    def running_at(self) -> tuple[int, int] | None:
+        """Round and attempt that uploads are taken for; None before the first one."""
+        with self._lock:
+            return None if self._running is None else self._at
+
+    def has_upload(self, round_index: int, attempt: int, participant: str) -> bool:
+        """Whether the upload of a member came whole in an attempt that runs; raises StaleRound if it does not."""
+        return participant in self._running_at(round_index, attempt).contributors
 
     def _counted(self, ciphertexts: Iterator[bytes]) -> Iterator[bytes]:
         for ciphertext in ciphertexts:
