@@ -43,7 +43,7 @@ Error
 │   ├── StaleRound, WrongSession, PackageReuse, OwnKeyMismatch, UploadReuse, OutOfOrder
 │   ├── MalformedCiphertext, CiphertextSizeMismatch, AggregateHashMismatch, HeParameterMismatch
 │   ├── AggregateRangeViolation, AggregateTagMismatch, ModelDivergence, TranscriptDivergence, KeyRotationDue
-│   ├── MessageTooLarge, DuplicateMessage, WrongEpoch, HeKeyMismatch, StateRollback, AlreadyReleased
+│   ├── MessageTooLarge, DuplicateMessage, WrongEpoch, HeKeyMismatch, StateRollback, LedgerRewound, AlreadyReleased
 │   ├── PackageHashMismatch, ShareOpenFailed, ShareHashMismatch, ShareCommitmentMismatch, NotEnoughShares
 │   ├── PackageLeavesMissing
 │   ├── NotInCohort, RosterNotSubset, RosterTooSmall, RosterEquivocation, NotEnoughConsents
@@ -1134,6 +1134,15 @@ class StateRollback(ProtocolError):
 
     code = "state_rollback"
     default_hint = "never restore old copies of the store; this participant is out of this run of the study, start another one"
+
+
+class LedgerRewound(ProtocolError):
+    """A member shows a shorter or another history of its privacy ledger than it signed before."""
+
+    code = "ledger_rewound"
+    default_hint = (
+        "the member has put back or replaced its ledger; audit it against the upload headers that were kept"
+    )
 
 
 class KeyRotationDue(ProtocolError):

@@ -39,6 +39,7 @@ STATE_TAG = b"hansa/v1/state-tag"
 ADAPTER_FACTOR = b"hansa/v1/models/adapter-factor"
 BASE_SHAPE = b"hansa/v1/models/base-shape"
 DATA_COMMITMENT = b"hansa/v1/privacy/data-commitment"
+DATA_PERSON = b"hansa/v1/privacy/data-person"
 DATA_ROW = b"hansa/v1/privacy/data-row"
 DATA_REGISTER_KEY = b"hansa/v1/participant/data-register-key"
 DATA_RECORD = b"hansa/v1/participant/data-record/"  # followed by the kind of unit

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from hansa.errors import SchemaMismatch
 from hansa.models.features import FeatureEncoder
 from hansa.participant.data_problems import Problem
 from hansa.participant.data_reading import ReadData, read_data
@@ -52,15 +53,26 @@ def open_data(home: Path, name: str, study: Study, encoder: FeatureEncoder, *, t
     entry = load_datasets(home).named(name)
     data = read_data(entry, home, study)
     return OpenedData(
-        rows=load_rows(data, encoder),
+        rows=load_rows(data, study, encoder),
         data_commitment=register_named_data(home, name, units=data.units, marks=data.marks, time=time),
         policy=None if entry.policy is None else home / entry.policy,
         notes=data.notes,
     )
 
 
-def load_rows(data: ReadData, encoder: FeatureEncoder) -> Rows:
-    """Encode what was read, for the model."""
-    table = data.table
+def load_rows(data: ReadData, study: Study, encoder: FeatureEncoder) -> Rows:
+    """Encode what was read, for the model; with whose each record is, where the study protects persons.
+
+    Raises:
+        SchemaMismatch: The study protects persons, and the data set names no person column.
+    """
+    table, persons = data.table, None
+    if study.privacy.unit == "person":
+        if data.persons is None:
+            raise SchemaMismatch(
+                f"the study protects persons, and data set {data.name!r} names no person column"
+            )
+        persons = torch.from_numpy(data.persons)
     labels = torch.from_numpy(table.labels.astype("float32"))
-    return Rows(features=encoder.encode(table.numeric, table.categorical), labels=labels)
+    features = encoder.encode(table.numeric, table.categorical)
+    return Rows(features=features, labels=labels, persons=persons)

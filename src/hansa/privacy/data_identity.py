@@ -11,7 +11,7 @@ has them already.
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,8 @@ def data_commitment(salt: bytes, units: Iterable[bytes]) -> bytes:
 
     Args:
         salt: 32 random bytes of the participant, the same for all its data sets, kept as long as its ledgers.
-        units: One key for each unit of privacy: the person's or record's key where the table has one, otherwise
-            `row_units` of the raw rows, before any study encodes them.
+        units: One key for each unit of privacy: each person's key once (`person_units`), or each record's key where the table
+            has one, otherwise `row_units` of the raw rows, before any study encodes them.
 
     Returns:
         32 bytes.
@@ -64,6 +64,32 @@ def _digests(salt: bytes, units: Iterable[bytes]) -> list[bytes]:
     if len(salt) != SALT_BYTES:
         raise ValueError(f"a salt has {len(salt)} bytes, not {SALT_BYTES}")
     return [hmac.digest(salt, labels.DATA_ROW + unit, "sha256") for unit in units]
+
+
+def person_units(keys: Iterable[bytes]) -> list[bytes]:
+    """Give each person's key once, whatever number of records it has.
+
+    Args:
+        keys: The person's key of each record, as the table has it.
+
+    Guarantees:
+        - Another record of a known person does not change the data set, and its budget goes on.
+        - A table by persons and the same table by records have different commitments, so a ledger counts one unit only.
+    """
+    return [hashlib.sha256(labels.DATA_PERSON + key).digest() for key in sorted(set(keys))]
+
+
+def persons_of_rows(rows: Sequence[bytes], persons: NDArray[np.int64]) -> list[bytes]:
+    """Give each person of a table without a key column a key: the hash of the keys of its rows.
+
+    Args:
+        rows: Key of each row, as `row_units` gives them.
+        persons: (n,) person of each row.
+    """
+    owned: dict[int, list[bytes]] = {}
+    for person, row in zip(persons.tolist(), rows, strict=True):
+        owned.setdefault(person, []).append(row)
+    return [hashlib.sha256(labels.DATA_PERSON + b"".join(sorted(keys))).digest() for keys in owned.values()]
 
 
 def row_units(*columns: NDArray[np.generic]) -> list[bytes]:
