@@ -23,9 +23,11 @@ from hansa import (
     cli_budget,
     cli_consortium,
     cli_coordinator,
+    cli_decisions,
     cli_model,
     cli_participant,
     cli_policy,
+    cli_studies,
 )
 from hansa.errors import Error, Interrupted, UsageError
 
@@ -59,6 +61,8 @@ study_app = typer.Typer(
     help="Read and check training agreements.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(demo_app, name="demo")
+study_app.add_typer(cli_studies.app)
+study_app.add_typer(cli_decisions.decisions)
 app.add_typer(study_app, name="study")
 app.add_typer(cli_model.app, name="model")
 app.add_typer(cli_audit.app, name="audit")
