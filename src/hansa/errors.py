@@ -21,7 +21,8 @@ Error
 ├── ExtraMissing                  exit 78   a package of an optional extra is not installed
 ├── PolicyRefusal                 exit 3    a participant refuses; nothing was spent
 │   ├── BudgetExhausted, LedgerDamaged, LedgerMismatch, LayerMissing, UnknownStudy, CohortBelowPolicy
-│   └── ReleaseNotAgreed, TooManyRounds, ModelNotAllowed, SubmitterNotAllowed
+│   ├── ReleaseNotAgreed, TooManyRounds, ModelNotAllowed, SubmitterNotAllowed
+│   └── TooLittleNoise
 ├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
 │   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
 │   ├── StaleRound, WrongSession, PackageReuse, OwnKeyMismatch, UploadReuse, OutOfOrder
@@ -419,6 +420,15 @@ class SubmitterNotAllowed(PolicyRefusal):
 
     code = "submitter_not_allowed"
     default_hint = "compare the submitter with allow.submitters in the policy"
+
+
+class TooLittleNoise(PolicyRefusal):
+    """Fewer members would add noise to a sum than the study, or the participant's policy, counts on. Nothing was released."""
+
+    code = "too_little_noise"
+    default_hint = (
+        "begin another attempt when more members are back; an update alone has too little noise to be seen"
+    )
 
 
 class ReleaseNotAgreed(PolicyRefusal):

@@ -17,6 +17,7 @@ import rfc8785
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hansa import errors, labels
+from hansa.study_noise import NoiseSettings
 from hansa.study_problems import lowered, problem_of
 
 PARTICIPANTS_LEAST = 3  # the sum of two shows each of them the other one's update
@@ -147,14 +148,13 @@ class AdapterSettings(_Settings):
         return self
 
 
-class PrivacySettings(_Settings):
+class PrivacySettings(NoiseSettings):
     """Differential privacy of each participant's records towards everybody else."""
 
     unit: Literal["record"] = Field(default="record", description="what one person is assumed to own")
     neighbouring: Literal["add_or_remove_one"] = Field(
         default="add_or_remove_one", description="how neighbouring data sets differ, in units"
     )
-    mode: Literal["local"] = Field(default="local", description="whose noise suffices: each one's own")
     epsilon: float = Field(gt=0, le=100, description="limit of each participant over all rounds")
     delta: float = Field(gt=0, le=1e-3, description="probability beyond epsilon, over all rounds")
     clip_norm: float = Field(gt=0, le=1000, description="l2 bound of one record's gradient")
@@ -203,7 +203,7 @@ class CompressionSettings(_Settings):
         default=(), description="trained tensors that move whole in every round"
     )
     range_noise_multiples: float = Field(
-        default=16.0, gt=0, le=1000, description="clamp range, in standard deviations of one entry's noise"
+        default=16.0, gt=0, le=1000, description="a member's range, in deviations of one entry's local noise"
     )
 
 
@@ -273,12 +273,27 @@ class Study(_Settings):
             raise ValueError(f"adapters.rank {self.adapters.rank} is above the adapted width {most}")
         return self
 
+    @model_validator(mode="after")
+    def _noise_suffices(self) -> Self:
+        problem = self.privacy.noise_problem(
+            participants=self.aggregation.participants,
+            strict=self.aggregation.mode == "strict",
+            local_steps=self.training.local_steps,
+            bits=self.compression.bits,
+        )
+        if problem:
+            raise ValueError(problem)
+        return self
+
     @property
     def id(self) -> str:
         """SHA-256 of the label and the canonical JSON (RFC 8785) of the whole agreement, 64 hex digits."""
         agreement = self.model_dump(by_alias=True)
         if not agreement["aggregation"]["rounds_per_epoch"]:
             del agreement["aggregation"]["rounds_per_epoch"]  # studies from before this key keep their ids
+        for key in ("noise_contributors", "colluders"):
+            if agreement["privacy"][key] is None:  # the same; a number is always part of the agreement, 0 too
+                del agreement["privacy"][key]
         canonical = rfc8785.dumps(agreement)
         return hashlib.sha256(labels.STUDY_ID + canonical).hexdigest()
 
@@ -310,6 +325,7 @@ class Study(_Settings):
         """
         return {
             "differential_privacy": True,
+            "own_noise_suffices": self.privacy.mode == "local",
             "secure_aggregation_masks": self.aggregation.masks,
             "homomorphic_encryption": self.aggregation.encryption == "bfv",
             "compression": self.compression.kept_share < 1 or self.compression.bits < 16,
@@ -319,6 +335,10 @@ class Study(_Settings):
             "crash_recovery": True,
             "coordinator_equivocation_check": True,
         }
+
+    def warnings(self) -> tuple[str, ...]:
+        """Say what a signer should know that no single protection says."""
+        return self.privacy.noise_warnings()
 
 
 def load_study(path: Path) -> Study:

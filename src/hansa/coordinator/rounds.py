@@ -191,7 +191,7 @@ class RoundLoop:
         standing = [name for name, reached in self._at.items() if reached == round_index - 1]
         lost = epochs.refill(standing)
         cohort = [name for name in epochs.board.available() if name in standing]
-        self._enough(cohort, at, lost)
+        self._enough(cohort, at, lost, self._terms.least_roster)
         packages, shares = epochs.board.take(cohort)
         expected = self._expectations.of(*at, packages)
         aggregator = self._aggregation.begin(epochs.number, *at, cohort, expected)
@@ -201,7 +201,7 @@ class RoundLoop:
         _, lost = self._exchange.ask("train", requests, ("header",))
         lost |= aggregator.refused
         alive = [name for name in aggregator.contributors if name not in lost]
-        self._enough(alive, at, lost)
+        self._enough(alive, at, lost, self._terms.least_roster)
         self._close(at)
         # R2 to R5
         opened = self._open_strictly if self._terms.strict else self._open
@@ -353,17 +353,17 @@ class RoundLoop:
     ) -> tuple[dict[str, Reply], dict[str, Error]]:
         return self._exchange.ask(kind, {name: self._request(at, **signed) for name in members}, expected)
 
-    def _enough(self, members: Collection[str], at: tuple[int, int], lost: Mapping[str, Error]) -> None:
-        if len(members) < self._terms.threshold:
+    def _enough(
+        self, members: Collection[str], at: tuple[int, int], lost: Mapping[str, Error], least: int = 0
+    ) -> None:
+        least = max(least, self._terms.threshold)
+        if len(members) < least:
             why = "; ".join(error.message for error in lost.values())
             refused = sum(isinstance(error, ParticipantRefused) for error in lost.values())
+            left = f"round {at[0]} has {len(members)} members left, below the threshold {least}"
             raise _TooFew(
-                ParticipantLost(
-                    f"round {at[0]} has {len(members)} members left, below the threshold {self._terms.threshold}"
-                    + (f": {why}" if why else "")
-                ),
-                may_try_again=not self._has_result(at[0])
-                and len(self._at) - refused >= self._terms.threshold,
+                ParticipantLost(left + (f": {why}" if why else "")),
+                may_try_again=not self._has_result(at[0]) and len(self._at) - refused >= least,
             )
 
     def _has_result(self, round_index: int) -> bool:

@@ -111,7 +111,7 @@ class NodeCore:
             machine = self.membership.entered[1]
             if machine.running and machine.entered[0] <= self.state.round:
                 machine.finish(*machine.entered)
-        self.updates.settle(self.state.round)
+        self.updates.settle(self.state.round, self._progress.contributors)
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -130,6 +130,7 @@ class NodeCore:
                 result=result,
                 roster_hash=opened.roster_hash,
                 awaits_close=(round_index, attempt),
+                contributors=self._contributors(opened),
             )
         self._finish(machine, round_index, attempt)
         return result, machine.packages()
@@ -138,6 +139,10 @@ class NodeCore:
         """Take the optimizer step, in memory."""
         self.faulty_holders.update(opened.faulty_holders)
         self.updates.apply(self.state, round_index, opened, self._group_key())
+
+    def _contributors(self, opened: Opened) -> int:
+        """Members whose updates are in a sum, if the own one is: its noise and its data are in the same sum or in none."""
+        return len(opened.contributors) if self.name in opened.contributors else 0
 
     @contextmanager
     def _advancing(self) -> Iterator[None]:
@@ -153,7 +158,7 @@ class NodeCore:
     def _finish(self, machine: RoundMachine, round_index: int, attempt: int) -> None:
         """Close a round whose new state is durable: attempt, ledger, update. See `_recover`."""
         machine.finish(round_index, attempt)
-        self.updates.settle(self.state.round)
+        self.updates.settle(self.state.round, self._progress.contributors)
 
     def _verify_next(self, round_index: int) -> None:
         expected = self.state.round + 1
@@ -216,4 +221,9 @@ class NodeCore:
 def terms_of(study: Study) -> Terms:
     """Take the terms of an epoch from the study."""
     aggregation = study.aggregation
-    return Terms(participants=aggregation.participants, mode=aggregation.mode, bits=study.compression.bits)
+    return Terms(
+        participants=aggregation.participants,
+        mode=aggregation.mode,
+        bits=study.compression.bits,
+        noise_contributors=study.privacy.noise_contributors or 0,
+    )

@@ -91,20 +91,29 @@ class Trainer:
                 local[support] -= training.local_learning_rate * gradient
         return total
 
+    def clipped_sum(self, values: NDArray[np.float64], support: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Run steps 1 and 2 once, for noise that is added elsewhere (`privacy.distributed`).
+
+        Returns:
+            (K,) sum of clipped gradients. It has no noise: it must be noised in this process, and is never stored or shown.
+        """
+        self._layout.load(self._model, values)
+        return self._clipped_sum(support)
+
     def _noised_sum(self, support: NDArray[np.int64]) -> NDArray[np.float64]:
-        privacy = self._study.privacy
-        batch = poisson_sample(len(self._rows.labels), privacy.sample_rate, self._random.bytes)
         noise = gaussian_noise(
             len(support),
-            clip_norm=privacy.clip_norm,
+            clip_norm=self._study.privacy.clip_norm,
             noise_multiplier=self._noise_multiplier,
             random=self._random,
         )
-        return (
-            summed_gradient(
-                self._model, self._layout, self._rows, batch, support=support, clip_norm=privacy.clip_norm
-            )
-            + noise
+        return self._clipped_sum(support) + noise
+
+    def _clipped_sum(self, support: NDArray[np.int64]) -> NDArray[np.float64]:
+        privacy = self._study.privacy
+        batch = poisson_sample(len(self._rows.labels), privacy.sample_rate, self._random.bytes)
+        return summed_gradient(
+            self._model, self._layout, self._rows, batch, support=support, clip_norm=privacy.clip_norm
         )
 
 

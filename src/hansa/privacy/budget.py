@@ -16,6 +16,7 @@ from hansa.errors import BudgetExhausted
 from hansa.privacy.ledger import Ledger, LedgerOwner
 from hansa.privacy.ledger_format import spending_problem
 from hansa.privacy.ledger_head import TreeHead
+from hansa.privacy.ledger_history import entry_fields
 from hansa.privacy.spending import Mechanism, Spending, total_epsilon
 
 __all__ = ["Budget", "Spending"]
@@ -39,7 +40,8 @@ class Budget:
     Guarantees:
         - A reservation is on the disk before `reserve` returns.
         - A refused reservation leaves the file as it was, and so does one for which the disk has no room.
-        - ε counts every reservation, committed or not.
+        - ε counts every reservation, committed or not; where noise is distributed, with the noise that was counted on until a
+          commit says how much arrived.
         - A reservation that another writer of the same file has overtaken is refused.
     """
 
@@ -47,9 +49,6 @@ class Budget:
         self.path, self.epsilon_limit = path, epsilon_limit
         self._ledger = Ledger(path, owner=owner, delta=delta)
         self.delta = self._ledger.delta
-        self._steps: Counter[Mechanism] = Counter()
-        for reservation in self._ledger.history.reservations:
-            self._steps[reservation.spending.mechanism] += reservation.spending.steps
 
     @property
     def head(self) -> TreeHead | None:
@@ -59,7 +58,9 @@ class Budget:
 
     def epsilon(self, further: Spending | None = None) -> float:
         """Compute ε spent, and with a further round on top where one is given."""
-        steps = Counter(self._steps)
+        steps: Counter[Mechanism] = Counter()
+        for reservation in self._ledger.history.reservations:
+            steps[reservation.counted.mechanism] += reservation.counted.steps
         if further is not None:
             steps[further.mechanism] += further.steps
         return total_epsilon(steps, self.delta)
@@ -84,12 +85,16 @@ class Budget:
         if problem:
             raise BudgetExhausted(f"round {spending.round} asks for what no ledger can hold: {problem}")
         limit = self.epsilon_limit if self.epsilon_limit <= _LIMIT_MOST else None
-        self._ledger.append("reserve", {**asdict(spending), "epsilon_limit": limit})
-        self._steps[spending.mechanism] += spending.steps
+        self._ledger.append("reserve", {**entry_fields(spending), "epsilon_limit": limit})
         return after
 
-    def commit(self, spending: Spending) -> None:
+    def commit(self, spending: Spending, *, contributors: int = 0) -> None:
         """Step 2: note that the round's update has left; once, however often it is called.
+
+        Args:
+            spending: What was reserved.
+            contributors: Where noise is distributed, members whose updates are in the sum that was opened; 0 where it is not known
+                that this one's is. From then on the round costs what the noise that arrived makes it cost.
 
         Raises:
             LedgerDamaged: The round is not reserved: an older copy of the ledger stands in its place.
@@ -97,5 +102,7 @@ class Budget:
         history = self._ledger.history
         if history.is_committed(spending.place):
             return
+        if spending.distributed is not None and contributors > spending.distributed.contributors:
+            spending = spending.arrived(contributors)
         history.verify_reserved(spending)
-        self._ledger.append("commit", asdict(spending))
+        self._ledger.append("commit", entry_fields(spending))
