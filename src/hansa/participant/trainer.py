@@ -101,13 +101,14 @@ class Trainer:
         return self._clipped_sum(support)
 
     def _noised_sum(self, support: NDArray[np.int64]) -> NDArray[np.float64]:
+        clipped = self._clipped_sum(support)  # draws its sample first
         noise = gaussian_noise(
             len(support),
             clip_norm=self._study.privacy.clip_norm,
             noise_multiplier=self._noise_multiplier,
             random=self._random,
         )
-        return self._clipped_sum(support) + noise
+        return clipped + noise
 
     def _clipped_sum(self, support: NDArray[np.int64]) -> NDArray[np.float64]:
         privacy = self._study.privacy
