@@ -1,6 +1,7 @@
 """A participant whose noise is a share of the sum's: exact sums, too small a roster, dropouts, crashes, other keys."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -320,6 +321,10 @@ def test_a_member_whose_upload_is_not_in_the_sum_claims_no_noise_that_arrived(sh
     assert len(house.digests()) == 1
     assert contributors(house, tiny, "bank-4") == [3, 3]
     assert house.nodes["bank-4"].budget.epsilon() == epsilon(house, 3)
+    # however many they are: its data are in no sum, and what it reserved is not made cheaper by a sum of others
+    opened = SimpleNamespace(contributors=(*tiny.NAMES[:3], "bank-5"))
+    assert house.nodes["bank-4"]._contributors(opened) == 0
+    assert house.nodes["bank-1"]._contributors(opened) == 4
 
 
 def test_the_kept_update_survives_the_store_with_entries_beyond_32_bits():
