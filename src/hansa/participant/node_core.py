@@ -1,6 +1,6 @@
 """What a participant's node is made of, and what its steps have in common: recovery, order, keeping the state."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -13,6 +13,7 @@ from hansa.errors import (
     OutOfOrder,
     StaleRound,
 )
+from hansa.federation.agreements import terms_of
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
 from hansa.participant.local_update import Clock, LocalUpdates
@@ -29,7 +30,6 @@ from hansa.privacy.data_identity import ledger_path
 from hansa.privacy.ledger import LedgerOwner
 from hansa.privacy.noise import SecretRandom
 from hansa.secure_agg.identity import Identity, Roster
-from hansa.secure_agg.parameters import Terms
 from hansa.secure_agg.participant import RoundMachine
 from hansa.secure_agg.recovery import Leaves
 from hansa.secure_agg.store import Store
@@ -42,8 +42,8 @@ Packages = list[tuple[bytes, list[bytes]]]
 class AggregatorClient(Protocol):
     """How a participant reaches the aggregator."""
 
-    def upload(self, round_index: int, attempt: int, header: bytes, ciphertexts: Iterable[bytes]) -> None:
-        """Send the signed header and the ciphertexts."""
+    def upload(self, round_index: int, attempt: int, header: bytes, ciphertexts: Sequence[bytes]) -> None:
+        """Send the signed header and the ciphertexts, which may be read more than once."""
 
     def download(self, round_index: int, attempt: int) -> tuple[list[bytes], list[bytes]]:
         """Receive the signed headers of the roster and the aggregate's ciphertexts; both are untrusted."""
@@ -216,14 +216,3 @@ class NodeCore:
     def step_seconds(self) -> Mapping[str, float]:
         """Wall seconds spent in each step so far; for the owner only: they tell about the number of records."""
         return self._clock.seconds()
-
-
-def terms_of(study: Study) -> Terms:
-    """Take the terms of an epoch from the study."""
-    aggregation = study.aggregation
-    return Terms(
-        participants=aggregation.participants,
-        mode=aggregation.mode,
-        bits=study.compression.bits,
-        noise_contributors=study.privacy.noise_contributors or 0,
-    )
