@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hansa.errors import ConfigurationError, InvalidValue, PolicyFileMissing, PolicySyntaxError
 from hansa.participant.policy import Policy
 from hansa.study import PARTICIPANTS_LEAST, PARTICIPANTS_MOST, Name, Slug
-from hansa.study_noise import HONEST_LEAST
+from hansa.study_privacy import HONEST_LEAST
 from hansa.study_problems import lowered, problem_of
 
 POLICY_BYTES_MOST = 1 << 20

@@ -1,22 +1,31 @@
-"""Whose noise makes a study private: what a study may say about it, and what everybody should know who signs one.
+"""The section [privacy] of a study: what is protected, by how much, and whose noise does it.
 
 In `local` mode each participant's own noise suffices. In `distributed` mode the participants' shares add up to it, and the
 guarantee rests on a number of them being honest.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 HONEST_LEAST = 2  # with one honest share there is nothing distributed
 BITS_LEAST = 16  # on a coarser grid rounding would cost more than the shares save
 
 
-class NoiseSettings(BaseModel):
-    """The keys of [privacy] that say whose noise it is."""
+class PrivacySettings(BaseModel):
+    """Differential privacy of each participant's records towards everybody else."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    unit: Literal["record", "person"] = Field(
+        default="record", description="what is protected: one record, or all records of a person"
+    )
+    records_per_person: int | None = Field(
+        default=None, ge=1, le=1000, description="unit person: records of a person that take part, at most"
+    )
+    neighbouring: Literal["add_or_remove_one"] = Field(
+        default="add_or_remove_one", description="how neighbouring data sets differ, in units"
+    )
     mode: Literal["local", "distributed"] = Field(
         default="local", description="whose noise suffices: each one's own, or that of several in the sum"
     )
@@ -28,6 +37,24 @@ class NoiseSettings(BaseModel):
         ge=0,
         description="distributed: members whose noise does not count, for they may tell it",
     )
+    epsilon: float = Field(gt=0, le=100, description="limit of each participant over all rounds")
+    delta: float = Field(gt=0, le=1e-3, description="probability beyond epsilon, over all rounds")
+    clip_norm: float = Field(gt=0, le=1000, description="l2 bound of one unit's gradient")
+    sample_rate: float = Field(gt=0, le=1, description="Poisson probability of a unit in a step; public")
+    nominal_records: int = Field(
+        ge=1, le=10**9, description="public size, in units; times sample_rate the divisor"
+    )
+
+    @model_validator(mode="after")
+    def _means_something(self) -> Self:
+        if self.sample_rate * self.nominal_records < 1:
+            product = self.sample_rate * self.nominal_records
+            raise ValueError(f"sample_rate times nominal_records is {product:g}, below 1 record a step")
+        if self.delta * self.nominal_records >= 1:  # publishing one record whole would satisfy such a delta
+            raise ValueError(f"delta {self.delta:g} is not below 1 / nominal_records")
+        if (self.unit == "person") != (self.records_per_person is not None):
+            raise ValueError("`records_per_person` belongs to unit person, which cannot be without it")
+        return self
 
     def noise_problem(self, *, participants: int, strict: bool, local_steps: int, bits: int) -> str:
         """Say what about the noise does not fit the rest of a study; empty if everything does."""

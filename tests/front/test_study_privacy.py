@@ -10,7 +10,7 @@ from hansa.cli import app
 from hansa.errors import InvalidValue
 from hansa.secure_agg.parameters import Terms
 from hansa.study import Study, load_study, parse_study
-from hansa.study_noise import threshold_of
+from hansa.study_privacy import threshold_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "bank" / "study.toml"
 EXAMPLE_ID = "f58608a5666ee45e5777356756f936a17dc998751d26c2fa07cba69732727a5b"
