@@ -171,13 +171,20 @@ def study_validate(
 
     agreement = load_study(file)
     if json_only:
-        found = {"schema": "hansa/study-check/v1", "id": agreement.id, "protections": agreement.protections()}
+        found = {
+            "schema": "hansa/study-check/v1",
+            "id": agreement.id,
+            "protections": agreement.protections(),
+            "warnings": list(agreement.warnings()),
+        }
         typer.echo(json.dumps(found, sort_keys=True))
         return
     typer.echo(f"study {agreement.name} is valid")
     typer.echo(f"id    {agreement.id}")
     for layer, on in agreement.protections().items():
         typer.echo(f"{'on ' if on else 'OFF'}   {layer.replace('_', ' ')}")
+    for warning in agreement.warnings():
+        typer.echo(f"hansa: warning: {warning}", err=True)
 
 
 @app.command("explain", epilog=EPILOG)
