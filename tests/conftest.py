@@ -1,4 +1,4 @@
-"""Fixtures of the tiny consortium and of small text models, whose parts stand in files beside this one."""
+"""Fixtures of the tiny consortium, of small text models and of a fleet, whose parts stand in files beside this one."""
 
 import importlib.util
 import sys
@@ -16,14 +16,20 @@ if TYPE_CHECKING:
     from hansa.study import Study
 
 
-def _module(name: str) -> ModuleType:
-    """Load a file beside this one, on demand, for it brings torch along."""
+def _plain_module(name: str) -> ModuleType:
+    """Load a file beside this one, on demand."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+    return module
+
+
+def _module(name: str) -> ModuleType:
+    """Load a file beside this one that brings torch along."""
+    module = _plain_module(name)
     module.torch.set_num_threads(1)
     return module
 
@@ -153,3 +159,23 @@ def ledger_owner() -> "Callable[..., LedgerOwner]":
         return LedgerOwner(public_key=identity.public, data=data, **{**usual, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fleet() -> ModuleType:
+    """Parts of a coordinator and its nodes on the loopback interface."""
+    return _plain_module("fleet_parts")
+
+
+@pytest.fixture
+def clusters(fleet: ModuleType, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Make SuperLink, front and grid for members of these names, and end them and their nodes after the test."""
+    made: list[Any] = []
+
+    def make(*names: str, **front: Any) -> Any:
+        made.append(fleet.Cluster(tmp_path / f"cluster-{len(made)}", names, **front))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.close()

@@ -24,6 +24,7 @@ Error
 │   └── ReleaseNotAgreed, TooManyRounds, ModelNotAllowed, SubmitterNotAllowed, CodeBundleRefused
 ├── TransportError                exit 69   what carries messages between the sides does not work
 │   ├── PortInUse, SuperLinkFailed, CoordinatorUnreachable, FlowerRefused, PathRefused
+│   ├── TooManyConnections (exit 75)
 │   └── NodeNotAccepted (exit 75), ForeignNode (exit 4), ClockSkew (exit 78)
 ├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
 │   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
@@ -484,6 +485,16 @@ class PathRefused(TransportError):
 
     code = "path_refused"
     default_hint = "only a participant's node speaks to this address; see `hansa participant run`"
+
+
+class TooManyConnections(TransportError):
+    """A participant has more connections open than one needs."""
+
+    code = "too_many_connections"
+    exit_status = 75
+    default_hint = (
+        "run one node for each participant; connections that a dead one left are gone after a minute"
+    )
 
 
 class NodeNotAccepted(TransportError):
