@@ -101,9 +101,7 @@ class House:
 
     def tls(self, name, authority=None):
         shown = authority or self.authority
-        return client_tls(
-            certificate=shown.pem(name), key=shown.key(name), authority=self.authority.der
-        )
+        return client_tls(certificate=shown.pem(name), key=shown.key(name), authority=self.authority.der)
 
     def client(self, name, node=None, authority=None):
         return FleetClient(
@@ -186,9 +184,10 @@ def test_without_a_certificate_nobody_gets_in(house):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=house.authority.der)
     connection = http.client.HTTPSConnection("127.0.0.1", house.port, context=context, timeout=5)
-    with contextlib.closing(connection), pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
+    with contextlib.closing(connection):
         connection.request("POST", PULL)
-        connection.getresponse()
+        with pytest.raises(ssl.SSLError, match="CERTIFICATE_REQUIRED"):
+            connection.getresponse()
     plain = house.plain()
     plain.sendall(b"POST /v1/fleet/pull-messages HTTP/1.1\r\nhost: a\r\n\r\n")
     assert ends_within(plain, 3.0)
@@ -458,7 +457,7 @@ def test_a_client_that_is_slow_silent_or_talks_nonsense_is_gone_soon(houses, sen
 def test_drops_of_a_header_do_not_buy_time(houses):
     house = houses(limits=QUICK)
     connection, began = house.raw(), time.monotonic()
-    with pytest.raises(OSError, match=r".*"):
+    with contextlib.suppress(OSError):
         while time.monotonic() - began < 5.0:
             connection.sendall(b"x")
             time.sleep(0.05)

@@ -107,8 +107,7 @@ class Front:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="front", daemon=True)
         self._started: Future[int] = Future()
-        # All below belongs to the loop's thread.
-        self._stop = asyncio.Event()
+        self._stop = asyncio.Event()  # this and all below belong to the loop's thread
         self._connections: dict[TlsStream, tuple[Caller, asyncio.Task[None] | None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._handshakes: Counter[str] = Counter()
@@ -305,7 +304,7 @@ class Front:
             if request.path == PUSH:
                 self._doorbell.reply_came()
             elif request.path in {ACTIVATE, DEACTIVATE}:
-                self._doorbell.ring(number)  # what the SuperLink has for this node may have changed
+                self._doorbell.release(number)  # what waits in its name does so in vain
         return answer
 
     async def _pull(self, stream: TlsStream, request: Request, node: int) -> Answer:
@@ -314,7 +313,7 @@ class Front:
         if bell is None:
             return await self._forward(request)
         over_at = self._loop.time() + longest_wait(request.headers, WAIT_HEADER)
-        rung = asyncio.Event()
+        rung, released = asyncio.Event(), bell.releases(node)
 
         def wake() -> None:
             with suppress(RuntimeError):  # the front stops
@@ -324,7 +323,7 @@ class Front:
         try:
             while True:
                 rung.clear()
-                is_over = self._loop.time() >= over_at
+                is_over = self._loop.time() >= over_at or bell.releases(node) != released
                 if is_over or bell.expects(node):
                     if stream.is_gone():
                         raise GoneAway
