@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from hansa.study import Study
 
 
+def _module(name: str) -> ModuleType:
+    """Load a file beside this one, on demand, for it brings torch along."""
+    module = _plain_module(name)
+    module.torch.set_num_threads(1)
+    return module
+
+
 def _plain_module(name: str) -> ModuleType:
     """Load a file beside this one, on demand."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
@@ -24,13 +31,6 @@ def _plain_module(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    return module
-
-
-def _module(name: str) -> ModuleType:
-    """Load a file beside this one that brings torch along."""
-    module = _plain_module(name)
-    module.torch.set_num_threads(1)
     return module
 
 
@@ -179,3 +179,14 @@ def clusters(fleet: ModuleType, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     yield make
     for cluster in made:
         cluster.close()
+
+
+@pytest.fixture(scope="session")
+def federated() -> ModuleType:
+    """A consortium with an authority, an author and members, and its documents."""
+    return _plain_module("federated_house")
+
+
+@pytest.fixture(scope="session")
+def house_of_members(federated: ModuleType) -> Any:
+    return federated.House()

@@ -126,7 +126,7 @@ def test_a_message_is_not_read_above_the_bound_without_an_id_or_without_content(
     with pytest.raises(MalformedMessage, match="no id"):
         from_proto(to_proto(request(request={}), "../x"))
     proto.ClearField("content")
-    with pytest.raises(MalformedMessage, match="not well-formed|no content"):
+    with pytest.raises(MalformedMessage, match=r"not well-formed|no content"):
         from_proto(proto)
     proto.metadata.message_type = "no such type"
     with pytest.raises(MalformedMessage, match="not well-formed"):

@@ -70,6 +70,8 @@ def test_the_wheel_holds_hansa_and_its_metadata_and_nothing_else(wheel):
     sources = ROOT / "src"
     expected = {str(path.relative_to(sources)) for path in (sources / "hansa").rglob("*.py")}
     expected |= {"hansa/py.typed", "hansa/demo/report.html.j2"}
+    for suffix in ("proto", "pyi"):
+        expected |= {str(path.relative_to(sources)) for path in (sources / "hansa").rglob(f"*.{suffix}")}
     assert {name for name in names if name.startswith("hansa/")} == expected
     assert f"{metadata}/licenses/LICENSE" in names
     assert zipfile.ZipFile(wheel).read(f"{metadata}/top_level.txt").decode().split() == ["hansa"]
