@@ -37,7 +37,8 @@ Error
 │   └── NothingRequested, EnrolmentPending and NotEnoughApprovals (exit 75)
 ├── TransportError                exit 69   what carries messages between the sides does not work
 │   ├── PortInUse, SuperLinkFailed, CoordinatorUnreachable, FlowerRefused, PathRefused, AuthenticationFailed (exit 4)
-│   └── NodeNotAccepted and TooManyCalls (exit 75), ForeignNode (exit 4), ClockSkew (exit 78)
+│   ├── NodeNotAccepted, TooManyConnections and TooManyCalls (exit 75)
+│   └── ForeignNode (exit 4), ClockSkew (exit 78)
 ├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
 │   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
 │   ├── StaleRound, WrongSession, PackageReuse, OwnKeyMismatch, UploadReuse, OutOfOrder
@@ -839,6 +840,16 @@ class PathRefused(TransportError):
 
     code = "path_refused"
     default_hint = "only a participant's node speaks to this address; see `hansa participant run`"
+
+
+class TooManyConnections(TransportError):
+    """A participant has more connections open than one needs."""
+
+    code = "too_many_connections"
+    exit_status = 75
+    default_hint = (
+        "run one node for each participant; connections that a dead one left are gone after a minute"
+    )
 
 
 class NodeNotAccepted(TransportError):
