@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import click
 import typer
 
-from hansa import cli_budget, cli_empirical, cli_model, cli_policy
+from hansa import cli_audit, cli_budget, cli_empirical, cli_model, cli_policy
 from hansa.errors import Error, Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ study_app = typer.Typer(
 app.add_typer(demo_app, name="demo")
 app.add_typer(study_app, name="study")
 app.add_typer(cli_model.app, name="model")
-app.add_typer(cli_empirical.app, name="audit")  # the commands of cli_audit, and `empirical`
+cli_audit.app.command("empirical", epilog=cli_empirical.EPILOG)(cli_empirical.empirical)
+app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_budget.app, name="budget")
 app.add_typer(cli_policy.app, name="policy")
 

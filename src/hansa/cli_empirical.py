@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hansa.cli_audit import app
 from hansa.errors import OutputNotWritable
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ def _option(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, show_default=False)
 
 
-@app.command("empirical", epilog=EPILOG)
 def empirical(
     study: Annotated[Path, typer.Argument(help="A study.toml (study.toml).", show_default=False)] = Path(
         "study.toml"
@@ -36,7 +34,8 @@ def empirical(
     """Measure by attacks what training leaks, beside the epsilon that is claimed for it.
 
     All records are synthetic, drawn from the study's public ranges: no data is read and no budget is charged.
-    A lower bound above its claim is an error. One below it shows that these attacks found nothing, not that there is nothing to find.
+    A lower bound above its claim is an error. One below it shows that these attacks found nothing, not that there is
+    nothing to find.
     """
     from hansa.study import load_study
 

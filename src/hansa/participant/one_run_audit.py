@@ -101,7 +101,8 @@ def audit_one_run(
 
     Guarantees:
         - Coins, canaries, sampling, noise and rounding come from `random` only.
-        - A trainer that adds no noise and claims a small ε is caught.
+        - A trainer of a small study that neither clips nor adds noise and claims an ε of 0.3 is caught. Larger claims need faults
+          and models that learn single records better; `shown.epsilon_most` says which claims this run could refute at all.
     """
     if canaries < CANARIES_LEAST:
         raise ValueError(f"an audit needs at least {CANARIES_LEAST} canaries, got {canaries}")

@@ -2,19 +2,21 @@
 
 The gradient of expert e's second factor is G_e = Σ_t z_t g_tᵀ over the tokens t that e serves, z_t = A_eᵀ x_t. Few tokens share
 an expert, fewer than the rank r, so the columns of G_e span a proper subspace of R^r that holds every z_t; the z of another token
-lies in it with probability 0. A dense layer sees all tokens, more than r, and its gradient spans everything. In layer 0, x_t follows
-from the tokens up to t by the frozen base, so whoever holds the base tests candidate tokens from left to right.
+lies in it with probability 0. A dense layer sees all tokens, more than r, and its gradient spans everything. In layer 0, x_t
+follows from the tokens up to t by the frozen base, so whoever holds the base tests candidate tokens from left to right.
 
     evidence(v) = − Σ over experts e of v   (r − Σ_i w_i) · ln ‖z − U_w z‖ / ‖z‖
 
-with U_w the left singular vectors of G_e, each weighted by w_i = max(0, 1 − n τ² / s_i²): the share of its energy that is not noise
-of deviation τ in n columns. Without noise the weights are 1 and 0, and this is the exact span test.
+with U_w the left singular vectors of G_e, each weighted by w_i = max(0, 1 − φ / s_i²): the share of its energy above the floor
+φ = τ² (√n + √r)², the most that noise of deviation τ in n columns reaches. The attacker takes τ from the gradient itself, from the
+directions that no token fills, so noise that is smaller than claimed helps it. Without noise this is the exact span test.
 Source: Petrov et al. 2024, "DAGER: Exact Gradient Inversion for Large Language Models", section 4, for the span test on dense
 layers, which a low rank defeats; here each expert has a span of its own.
 
 Shape suffixes: E experts, r rank, N columns of a factor, V candidates, K experts of a candidate.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,26 +40,29 @@ class Spans:
     weights_Er: NDArray[np.float64]
 
 
-def gradient_spans(gradient_ErN: NDArray[np.float64], *, noise_deviation: float = 0.0) -> Spans:
+def gradient_spans(gradient_ErN: NDArray[np.float64]) -> Spans:
     """Find the directions that the tokens of each expert span.
 
     Args:
         gradient_ErN: Gradient of the second factors, noised or not, in any scale.
-        noise_deviation: Standard deviation of the noise on an entry, which is public; 0 for none.
+
+    Raises:
+        ValueError: A factor has no more columns than its rank.
 
     Guarantees:
-        - Without noise the weights are 1 for as many directions as the gradient has rank, and 0 for the others.
-        - With noise of the given deviation alone the weights are near 0.
+        - Without noise the weights are 1 for as many directions as the gradient has rank, and 0 for the others, where at least half
+          of the experts serve fewer tokens than the rank.
+        - Noise alone has weights near 0, whatever its size.
     """
-    directions, values_Er, _ = np.linalg.svd(gradient_ErN, full_matrices=False)
     rank, columns = gradient_ErN.shape[1:]
-    if directions.shape[2] < rank:
-        raise ValueError(f"a factor of rank {rank} has {columns} columns, fewer than its rank")
-    largest = max(float(values_Er.max(initial=0.0)), np.finfo(np.float64).tiny)
-    floor = columns * noise_deviation**2 + (_ROUNDING * largest) ** 2
-    weights = np.maximum(0.0, 1.0 - floor / np.maximum(values_Er**2, np.finfo(np.float64).tiny))
-    if noise_deviation == 0.0:
-        weights = (weights > 0.0).astype(np.float64)
+    if columns <= rank:
+        raise ValueError(f"a factor of rank {rank} has {columns} columns, no more than its rank")
+    directions, values_Er, _ = np.linalg.svd(gradient_ErN, full_matrices=False)
+    # The least singular value of a matrix of noise is about τ (√n − √r) (Davidson & Szarek 2001, theorem 2.13).
+    deviation = float(np.median(values_Er[:, -1])) / (math.sqrt(columns) - math.sqrt(rank))
+    noise = (deviation * (math.sqrt(columns) + math.sqrt(rank))) ** 2
+    floor_E1 = np.maximum(noise, (_ROUNDING * values_Er[:, :1]) ** 2) + np.finfo(np.float64).tiny
+    weights = 1.0 - floor_E1 / np.maximum(values_Er**2, floor_E1)
     return Spans(directions_Err=directions, weights_Er=weights)
 
 

@@ -178,8 +178,7 @@ def check_inversion(
         bare = bare_gradient(victim, text_T, clip_norm)
         bare_hits += int((attack(victim, bare, tokens) == drawn).sum())
         noised = gradient(victim, text_T, clip_norm, noise_multiplier, random)
-        deviation = noise_multiplier * clip_norm
-        hits += int((attack(victim, noised, tokens, noise_deviation=deviation, known=drawn) == drawn).sum())
+        hits += int((attack(victim, noised, tokens, known=drawn) == drawn).sum())
     total = texts * tokens
     chance = 1.0 / victim.vocabulary
     return InversionCheck(
@@ -198,7 +197,6 @@ def attack(
     gradient: NDArray[np.float64],
     tokens: int,
     *,
-    noise_deviation: float = 0.0,
     known: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """Recover a text from its gradient, from left to right.
@@ -207,7 +205,6 @@ def attack(
         victim: The model.
         gradient: (P,) of the one text.
         tokens: Length of the text.
-        noise_deviation: Standard deviation of the noise on an entry; 0 for none.
         known: The text, where the attacker is told the tokens before the one it looks for; otherwise it goes by what it found.
 
     Returns:
@@ -215,7 +212,7 @@ def attack(
     """
     slot = next(slot for slot in victim.layout.slots if slot.name == _FACTOR)
     factor = gradient[slot.start : slot.stop].reshape(slot.shape)
-    spans = gradient_spans(factor, noise_deviation=noise_deviation)
+    spans = gradient_spans(factor)
     reader = _Reader(victim)
     found = np.zeros(tokens, dtype=np.int64)
     for position in range(tokens):
