@@ -29,7 +29,7 @@ def empirical(
     json_only: Annotated[
         bool, _option("Print one JSON object on stdout and nothing else.", "--json")
     ] = False,
-    output: Annotated[Path | None, _option("File for the JSON object, as `audit report` reads it.")] = None,
+    output: Annotated[Path | None, _option("File for the JSON object (none).")] = None,
 ) -> None:
     """Measure by attacks what training leaks, beside the epsilon that is claimed for it.
 
@@ -78,7 +78,7 @@ def as_words(found: "EmpiricalAudit", output: Path | None) -> str:
     if not found.errors:
         lines.append("no bound is above its claim")
     if output is not None:
-        lines.append(f"next: hansa audit report shows {output.name} beside the ledgers")
+        lines.append(f"written to {output.name}")
     return "\n".join(lines) + "\n"
 
 

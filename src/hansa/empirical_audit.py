@@ -112,7 +112,7 @@ def audit_study(
         Every measurement, those that fail among them.
 
     Raises:
-        UsageError: The study's noise is not each participant's own.
+        UsageError: The study's noise is not each participant's own, or its unit is not one record.
         PrivacyTargetUnreachable: No σ reaches the study's target.
 
     Guarantees:
@@ -120,10 +120,7 @@ def audit_study(
         - Noise over √2, no clipping, clipping by tokens and a fourfold sample rate of the trainer each end in an error.
     """
     started = time.monotonic()
-    if study.privacy.mode != "local":
-        raise UsageError(
-            f"the audit measures each participant's own noise, this study's is {study.privacy.mode!r}"
-        )
+    _verify_auditable(study)
     say = progress or (lambda _: None)
     effort = QUICK if quick else FULL
     random = SecretRandom() if random is None else random
@@ -142,6 +139,15 @@ def audit_study(
         quick=quick,
         seconds=time.monotonic() - started,
     )
+
+
+def _verify_auditable(study: Study) -> None:
+    privacy = study.privacy
+    if (privacy.mode, privacy.unit) != ("local", "record"):
+        raise UsageError(
+            f"mode {privacy.mode!r} and unit {privacy.unit!r} cannot be audited so, only 'local' and 'record'",
+            hint="the audit trains one participant alone, whose own noise must suffice, on canaries of one record",
+        )
 
 
 def _planned(study: Study) -> tuple[Mechanism, float]:

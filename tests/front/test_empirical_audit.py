@@ -11,6 +11,7 @@ import pytest
 
 from hansa import cli, empirical_audit
 from hansa.empirical_audit import Effort, EmpiricalAudit, as_json, audit_study
+from hansa.errors import UsageError
 from hansa.participant import trainer
 from hansa.privacy import inversion_check
 from hansa.privacy.accounting import epsilon_of
@@ -210,9 +211,10 @@ def test_wrong_paths_end_before_anything_is_measured(run: Run, tmp_path: Path, m
     assert (status, "[output_not_writable]" in err) == (73, True)
 
 
-def test_noise_of_others_is_not_audited(study: Study) -> None:
-    other = study.model_copy(update={"privacy": study.privacy.model_copy(update={"mode": "distributed"})})
-    with pytest.raises(empirical_audit.UsageError, match="each participant's own noise"):
+@pytest.mark.parametrize("change", [{"mode": "distributed"}, {"unit": "person"}])
+def test_noise_of_others_and_units_of_many_records_are_refused(change: dict[str, str], study: Study) -> None:
+    other = study.model_copy(update={"privacy": study.privacy.model_copy(update=change)})
+    with pytest.raises(UsageError, match="only 'local' and 'record'"):
         audit(other)
 
 

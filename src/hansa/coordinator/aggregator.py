@@ -39,6 +39,7 @@ class AggregationService:
         - No upload waits for the bytes of another one. One that is too slow is given up at the first byte after its
           time, when its member begins again, or when the roster is closed, whichever is first.
         - What a member that stays away costs is bounded: results lie on disk, and the oldest is removed.
+        - A service that is made anew on the same folder serves what was closed before.
         - It holds no secret: what it adds it cannot read.
     """
 
@@ -103,6 +104,27 @@ class AggregationService:
             self._at, self._running = (round_index, attempt), aggregator
             return aggregator
 
+    def resume(self, epoch: int, round_index: int, attempt: int, cohort: Collection[str]) -> RoundAggregator:
+        """Stand after `close` again, from the result that a process before this one kept; arguments as for `begin`.
+
+        Raises:
+            StaleRound, ResultExpired, StoreDamaged: The result is not there, or not whole.
+            See `RoundAggregator.reseal` for everything else.
+        """
+        at = (round_index, attempt)
+        aggregator = RoundAggregator(
+            roster=self._roster,
+            terms=self._terms,
+            epoch=epoch,
+            round_index=round_index,
+            attempt=attempt,
+            cohort=cohort,
+        )
+        aggregator.reseal(self._results.headers(at), self._results.ciphertexts(at))
+        with self._lock:
+            self._at, self._running = at, aggregator
+            return aggregator
+
     def begin_upload(self, round_index: int, attempt: int, header: bytes) -> ArrivingUpload:
         """Begin one member's upload for whoever brings its ciphertexts one by one; see `upload`."""
         started = self._clock()
@@ -165,8 +187,10 @@ class AggregationService:
         headers, sums = self.stream(round_index, attempt)
         return headers, list(sums)
 
-    def stream(self, round_index: int, attempt: int) -> tuple[list[bytes], Iterator[bytes]]:
-        """Give the signed headers of an attempt, and the ciphertexts of its aggregate one at a time.
+    def stream(
+        self, round_index: int, attempt: int, first_index: int = 0
+    ) -> tuple[list[bytes], Iterator[bytes]]:
+        """Give the signed headers of an attempt, and the ciphertexts of its aggregate one at a time, from an index on.
 
         Raises:
             StaleRound: Its roster is not closed.
@@ -174,7 +198,21 @@ class AggregationService:
         """
         headers = self._results.headers((round_index, attempt))
         self._count_down(sum(map(len, headers)))
-        return headers, self._counted(self._results.ciphertexts((round_index, attempt)))
+        return headers, self._counted(self._results.ciphertexts((round_index, attempt), first_index))
+
+    def result_count(self, round_index: int, attempt: int) -> int:
+        """Return the number of ciphertexts of an attempt's aggregate; raises as `stream`."""
+        return self._results.count((round_index, attempt))
+
+    @property
+    def running_at(self) -> tuple[int, int] | None:
+        """Round and attempt that uploads are taken for; None before the first one."""
+        with self._lock:
+            return None if self._running is None else self._at
+
+    def has_upload(self, round_index: int, attempt: int, participant: str) -> bool:
+        """Whether the upload of a member came whole in an attempt that runs; raises StaleRound if it does not."""
+        return participant in self._running_at(round_index, attempt).contributors
 
     def _counted(self, ciphertexts: Iterator[bytes]) -> Iterator[bytes]:
         for ciphertext in ciphertexts:

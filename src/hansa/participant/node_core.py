@@ -1,6 +1,6 @@
 """What a participant's node is made of, and what its steps have in common: recovery, order, keeping the state."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -42,8 +42,8 @@ Packages = list[tuple[bytes, list[bytes]]]
 class AggregatorClient(Protocol):
     """How a participant reaches the aggregator."""
 
-    def upload(self, round_index: int, attempt: int, header: bytes, ciphertexts: Iterable[bytes]) -> None:
-        """Send the signed header and the ciphertexts."""
+    def upload(self, round_index: int, attempt: int, header: bytes, ciphertexts: Sequence[bytes]) -> None:
+        """Send the signed header and the ciphertexts, which may be read more than once."""
 
     def download(self, round_index: int, attempt: int) -> tuple[list[bytes], list[bytes]]:
         """Receive the signed headers of the roster and the aggregate's ciphertexts; both are untrusted."""
