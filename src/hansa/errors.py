@@ -8,7 +8,7 @@ Error
 │   ├── RecipeFileMissing, RecipeSyntaxError, RecipeChanged
 │   ├── PrivacyTargetUnreachable, SpentFileMissing (exit 66)
 │   ├── PolicyFileMissing, PolicySyntaxError
-│   ├── DatabaseUnusable, DatabaseNewer, PortInUse
+│   ├── DatabaseUnusable, DatabaseNewer
 │   ├── HomeMissing (exit 66), HomeExists, SettingsMissing (exit 66), SettingsSyntaxError, AuthorityAbsent
 │   └── CohortTooSmall, CohortTooLarge
 ├── DataError                     exit 65   a participant's data does not fit the study
@@ -24,13 +24,16 @@ Error
 ├── ExtraMissing                  exit 78   a package of an optional extra is not installed
 ├── PolicyRefusal                 exit 3    a participant refuses; nothing was spent
 │   ├── BudgetExhausted, LedgerDamaged, LedgerMismatch, LayerMissing, UnknownStudy, CohortBelowPolicy
-│   └── ReleaseNotAgreed, TooManyRounds, ModelNotAllowed, SubmitterNotAllowed
+│   └── ReleaseNotAgreed, TooManyRounds, ModelNotAllowed, SubmitterNotAllowed, CodeBundleRefused
 ├── FederationError               exit 4    who somebody is, or what somebody signed, is not what it must be
 │   ├── DocumentMalformed (exit 65), DocumentRejected, FingerprintMismatch, NotAMember
 │   ├── InvitationUnknown, InvitationExpired, InvitationUsed, InvitationExhausted, RequestForeign, ParticipantRevoked
 │   ├── ParticipantExists, AlreadyApproved and AlreadyAnswered (exit 1), CommandStale (exit 1)
 │   ├── StudyUnknown (exit 2), StudyExists, StudyAlreadyStarted
 │   └── NothingRequested, EnrolmentPending and NotEnoughApprovals (exit 75)
+├── TransportError                exit 69   what carries messages between the sides does not work
+│   ├── PortInUse, SuperLinkFailed, CoordinatorUnreachable, FlowerRefused, PathRefused, AuthenticationFailed (exit 4)
+│   └── NodeNotAccepted and TooManyCalls (exit 75), ForeignNode (exit 4), ClockSkew (exit 78)
 ├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
 │   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
 │   ├── StaleRound, WrongSession, PackageReuse, OwnKeyMismatch, UploadReuse, OutOfOrder
@@ -44,8 +47,6 @@ Error
 │   ├── ParticipantLost
 │   │   └── ParticipantRefused
 │   └── UpdateShapeMismatch, UpdateNotFinite, UpdateOutOfRange
-├── TransportError                exit 69   the way to a peer does not exist, or not as it was agreed
-│   └── CoordinatorUnreachable, AuthenticationFailed (exit 4), TooManyCalls (exit 75)
 ├── AuditError                    exit 1    an audit found something that does not hold
 │   └── LedgerNotVerified, HistoryForked, ProofInvalid, LedgerFileMissing (exit 66)
 ├── ReportValueInvalid            exit 1    a result holds a value that no report may show
@@ -238,13 +239,6 @@ class AuthorityAbsent(ConfigurationError):
 
     code = "authority_absent"
     default_hint = "run the command where the authority's key is kept, or give its folder with --authority"
-
-
-class PortInUse(ConfigurationError):
-    """Another process listens on a port that a daemon needs, or the address is not of this machine."""
-
-    code = "port_in_use"
-    default_hint = "end the other process, or choose another port in the configuration"
 
 
 class CohortTooSmall(ConfigurationError):
@@ -681,6 +675,90 @@ class NotEnoughApprovals(FederationError):
     default_hint = "wait for more approvals, or propose a study for fewer participants"
 
 
+class CodeBundleRefused(PolicyRefusal):
+    """The coordinator wants code of its own to run. It was not fetched, and its messages are not answered."""
+
+    code = "code_bundle_refused"
+    default_hint = (
+        "a participant runs only the code that it installed; ask the coordinator's operator what was started"
+    )
+
+
+# -- transport -------------------------------------------------------------------------------------------
+
+
+class TransportError(Error):
+    """What carries messages between coordinator and participants does not work. Nothing is lost: it is tried again."""
+
+    code = "transport"
+    exit_status = 69
+    default_hint = "look at the log of the coordinator, then try again"
+
+
+class PortInUse(TransportError):
+    """Another program listens where hansa was to listen."""
+
+    code = "port_in_use"
+    default_hint = "stop the other program, which may be an earlier coordinator, or choose another port"
+
+
+class SuperLinkFailed(TransportError):
+    """Flower's SuperLink does not start, or dies again and again."""
+
+    code = "superlink_failed"
+    default_hint = "read superlink.log in the coordinator's folder"
+
+
+class CoordinatorUnreachable(TransportError):
+    """The other side does not answer in time, or the connection broke."""
+
+    code = "coordinator_unreachable"
+    default_hint = (
+        "check address, firewall and whether the coordinator runs; it is tried again until it answers"
+    )
+
+
+class FlowerRefused(TransportError):
+    """Flower's SuperLink answers with an error."""
+
+    code = "flower_refused"
+
+
+class PathRefused(TransportError):
+    """A request from outside is not one that the coordinator passes on to Flower's SuperLink."""
+
+    code = "path_refused"
+    default_hint = "only a participant's node speaks to this address; see `hansa participant run`"
+
+
+class NodeNotAccepted(TransportError):
+    """The SuperLink does not take this node in: it does not know its key yet, or believes that it is still there."""
+
+    code = "node_not_accepted"
+    exit_status = 75
+    default_hint = (
+        "it is tried again; if it stays so, ask the coordinator whether this participant is a member"
+    )
+
+
+class ForeignNode(TransportError):
+    """A certificate and a Flower node key, or a message and its sender, do not belong to the same participant."""
+
+    code = "foreign_node"
+    exit_status = 4
+    default_hint = (
+        "use key and certificate of one enrolment; if nobody mixed them up, somebody posed as another"
+    )
+
+
+class ClockSkew(TransportError):
+    """The clocks of the two sides are further apart than any honest clocks are."""
+
+    code = "clock_skew"
+    exit_status = 78
+    default_hint = "set the clock of this machine, for example with NTP"
+
+
 # -- protocol --------------------------------------------------------------------------------------------
 
 
@@ -994,24 +1072,6 @@ class UpdateOutOfRange(ProtocolError):
     """A quantised level is outside the range that was agreed on."""
 
     code = "update_out_of_range"
-
-
-# -- transport -------------------------------------------------------------------------------------------
-
-
-class TransportError(Error):
-    """A peer cannot be reached, or not as the one that it must be. Nothing was agreed on; it can be tried again."""
-
-    code = "transport"
-    exit_status = 69
-    default_hint = "look at the network between here and the coordinator, and at the coordinator's log"
-
-
-class CoordinatorUnreachable(TransportError):
-    """The coordinator did not answer until the time for trying was over."""
-
-    code = "coordinator_unreachable"
-    default_hint = "check address, port and firewall, and whether the coordinator runs; what was sent already is not lost"
 
 
 class AuthenticationFailed(TransportError):
