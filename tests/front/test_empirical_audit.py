@@ -27,7 +27,7 @@ Patch = pytest.MonkeyPatch
 
 @pytest.fixture(autouse=True)
 def little_effort(monkeypatch: Patch) -> None:
-    little = Effort(canaries=5000, run_canaries=100, run_seconds=2.0, texts=1)
+    little = Effort(canaries=5000, run_canaries=100, run_seconds=600.0, texts=1)
     monkeypatch.setattr(empirical_audit, "QUICK", little)
 
 

@@ -140,13 +140,13 @@ def test_the_studys_noise_stops_it(victim: Victim, sigma: float) -> None:
     verify_inversion(found)
 
 
-@pytest.mark.parametrize("share", [0.0, 1e-3])
+@pytest.mark.parametrize("deviation", [0.0, 1e-3])
 def test_noise_that_is_missing_or_far_too_small_is_caught(
-    victim: Victim, share: float, monkeypatch: pytest.MonkeyPatch
+    victim: Victim, deviation: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = inversion_check.gaussian_noise
-    monkeypatch.setattr(inversion_check, "gaussian_noise", lambda *a, **k: share * real(*a, **k))
-    found = check_inversion(noise_multiplier=0.7, clip_norm=0.5, victim=victim, random=seeded())
+    monkeypatch.setattr(inversion_check, "gaussian_noise", lambda *a, **k: deviation / 1.5 * real(*a, **k))
+    found = check_inversion(noise_multiplier=1.5, clip_norm=0.5, victim=victim, random=seeded())
     assert not found.passed
     with pytest.raises(AuditFailed, match=r"gives away \d+\.\d% of 64 tokens, chance is 0\.10%"):
         verify_inversion(found)

@@ -167,7 +167,7 @@ def check_inversion(
 
     Guarantees:
         - Without noise more than 80 % of the tokens are recovered at the default sizes.
-        - Noise that is left out, or a thousand times too small, fails.
+        - Noise that is left out fails, and so does noise of a thousandth of the clip norm on each entry.
     """
     random = SecretRandom() if random is None else random
     victim = make_victim() if victim is None else victim
