@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import click
 import typer
 
-from hansa import cli_audit, cli_budget, cli_consortium, cli_empirical, cli_model, cli_participant, cli_policy
+from hansa import (
+    cli_audit,
+    cli_budget,
+    cli_consortium,
+    cli_coordinator,
+    cli_empirical,
+    cli_model,
+    cli_participant,
+    cli_policy,
+)
 from hansa.errors import Error, Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -58,6 +67,7 @@ app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_budget.app, name="budget")
 app.add_typer(cli_policy.app, name="policy")
 app.add_typer(cli_consortium.app, name="consortium")
+app.add_typer(cli_coordinator.app, name="coordinator")
 app.add_typer(cli_participant.app, name="participant")
 
 

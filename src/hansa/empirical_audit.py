@@ -112,7 +112,7 @@ def audit_study(
         Every measurement, those that fail among them.
 
     Raises:
-        UsageError: The study's noise is not each participant's own, or its unit is not one record.
+        UsageError: The study's noise is not each participant's own.
         PrivacyTargetUnreachable: No σ reaches the study's target.
 
     Guarantees:
@@ -120,7 +120,11 @@ def audit_study(
         - Noise over √2, no clipping, clipping by tokens and a fourfold sample rate of the trainer each end in an error.
     """
     started = time.monotonic()
-    _verify_auditable(study)
+    if study.privacy.mode != "local":
+        raise UsageError(
+            f"mode {study.privacy.mode!r} cannot be audited so, only 'local'",
+            hint="the audit trains one participant alone, whose own noise must suffice",
+        )
     say = progress or (lambda _: None)
     effort = QUICK if quick else FULL
     random = SecretRandom() if random is None else random
@@ -139,15 +143,6 @@ def audit_study(
         quick=quick,
         seconds=time.monotonic() - started,
     )
-
-
-def _verify_auditable(study: Study) -> None:
-    privacy = study.privacy
-    if (privacy.mode, privacy.unit) != ("local", "record"):
-        raise UsageError(
-            f"mode {privacy.mode!r} and unit {privacy.unit!r} cannot be audited so, only 'local' and 'record'",
-            hint="the audit trains one participant alone, whose own noise must suffice, on canaries of one record",
-        )
 
 
 def _planned(study: Study) -> tuple[Mechanism, float]:

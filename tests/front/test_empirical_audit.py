@@ -211,11 +211,20 @@ def test_wrong_paths_end_before_anything_is_measured(run: Run, tmp_path: Path, m
     assert (status, "[output_not_writable]" in err) == (73, True)
 
 
-@pytest.mark.parametrize("change", [{"mode": "distributed"}, {"unit": "person"}])
-def test_noise_of_others_and_units_of_many_records_are_refused(change: dict[str, str], study: Study) -> None:
-    other = study.model_copy(update={"privacy": study.privacy.model_copy(update=change)})
-    with pytest.raises(UsageError, match="only 'local' and 'record'"):
+def test_noise_of_others_is_refused(study: Study) -> None:
+    other = study.model_copy(update={"privacy": study.privacy.model_copy(update={"mode": "distributed"})})
+    with pytest.raises(UsageError, match="only 'local'"):
         audit(other)
+
+
+def test_a_study_of_persons_is_audited_as_such(study: Study) -> None:
+    changed = {
+        "data": study.data.model_copy(update={"person": "client"}),
+        "privacy": study.privacy.model_copy(update={"unit": "person", "records_per_person": 3}),
+    }
+    found = audit(study.model_copy(update=changed))
+    assert found.errors == []
+    assert as_json(found)["unit"] == "person"
 
 
 @pytest.mark.slow

@@ -92,6 +92,29 @@ def test_a_trainer_that_clips_tokens_is_caught(study_with: Makes, monkeypatch: p
         )
 
 
+def test_a_trainer_that_clips_records_where_the_unit_is_a_person_is_caught(
+    study_with: Makes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_with(
+        data={"person": "who"}, privacy={"unit": "person", "records_per_person": 3, "sample_rate": 1.0}
+    )
+
+    def audited() -> None:
+        audit_canaries(
+            Mechanism(1.0, 1.0, 1),
+            delta=1e-5,
+            canaries=5000,
+            step=trainer_step(study),
+            random=SecretRandom(SEED),
+        )
+
+    audited()
+    real = module.clipped_sum
+    monkeypatch.setattr(module, "clipped_sum", lambda *a, **k: real(*a, **k | {"unit_B": None}))
+    with pytest.raises(AuditFailed):
+        audited()
+
+
 # -- noise on every tensor -------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hansa.errors import (
     KeyRotationDue,
@@ -22,6 +22,7 @@ from hansa.participant.node_state import (
     save_state,
 )
 from hansa.participant.policy import Policy
+from hansa.participant.seen_heads import heads_apart, keep_heads, kept_heads, seen_head_as_json
 from hansa.participant.shared_state import SharedState
 from hansa.participant.trainer import Rows
 from hansa.privacy.budget import Budget
@@ -72,9 +73,12 @@ class NodeCore:
         aggregator: AggregatorClient,
         random: SecretRandom | None = None,
         certificate: bytes = b"",
+        model_hash: str | None = None,
+        submitter: str | None = None,
     ) -> None:
         self.name, self._study, self._policy = name, study, policy
         self._roster, self._store, self._aggregator = roster, store, aggregator
+        self._base_model, self._submitter = model_hash, submitter
         random = SecretRandom() if random is None else random
         self._terms, self._clock = terms_of(study), Clock()
         self.updates = LocalUpdates(
@@ -85,7 +89,11 @@ class NodeCore:
             rows=rows,
             ledger=ledger_path(state_directory, data_commitment),
             owner=LedgerOwner(
-                participant=name, public_key=identity.public, data=data_commitment, sign=identity.sign
+                participant=name,
+                public_key=identity.public,
+                data=data_commitment,
+                sign=identity.sign,
+                unit=study.privacy.unit,
             ),
             epsilon_limit=policy.epsilon_limit,
             store=store,
@@ -155,6 +163,9 @@ class NodeCore:
         machine.finish(round_index, attempt)
         self.updates.settle(self.state.round)
 
+    def _verify_study(self) -> None:
+        self._policy.verify_study(self._study, model_hash=self._base_model, submitter=self._submitter)
+
     def _verify_next(self, round_index: int) -> None:
         expected = self.state.round + 1
         if self._progress.diverged:
@@ -183,7 +194,9 @@ class NodeCore:
         headers, aggregate = self._clock.timed(
             "download", lambda: self._aggregator.download(round_index, attempt)
         )
-        return self._clock.timed("answer", lambda: machine.answer(headers, aggregate))
+        signed = self._clock.timed("answer", lambda: machine.answer(headers, aggregate))
+        keep_heads(self._store, headers)
+        return signed
 
     def _answered(self, round_index: int, attempt: int) -> RoundMachine:
         """Give the machine, which after a restart has to see its roster again: it gives the same answer."""
@@ -198,6 +211,16 @@ class NodeCore:
     def _group_key(self) -> bytes:
         return self.membership.entered[0].group_key
 
+    def use_policy(self, policy: Policy) -> None:
+        """Go by other rules of the owner from the next step on."""
+        self._policy = policy
+        self.updates.budget.epsilon_limit = policy.epsilon_limit
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all rounds of the study are applied and closed."""
+        return self.state.round >= self._study.training.rounds and self._progress.awaits_close is None
+
     @property
     def budget(self) -> Budget:
         """The privacy budget of this participant's data set."""
@@ -207,6 +230,16 @@ class NodeCore:
     def noise_multiplier(self) -> float:
         """σ of this study."""
         return self.updates.noise_multiplier
+
+    def seen_heads(self) -> list[dict[str, Any]]:
+        """Give the longest ledger head that each member has signed, for `hansa audit verify --head`."""
+        keys = dict(self._roster.members)
+        return [seen_head_as_json(header, keys[name]) for name, header in kept_heads(self._store).items()]
+
+    @property
+    def rewound_ledgers(self) -> tuple[str, ...]:
+        """Members whose signed headers contradict each other about what they had spent; the headers are on the store."""
+        return tuple(sorted(heads_apart(self._store)))
 
     def step_seconds(self) -> Mapping[str, float]:
         """Wall seconds spent in each step so far; for the owner only: they tell about the number of records."""

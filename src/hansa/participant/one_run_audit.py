@@ -119,7 +119,7 @@ def audit_one_run(
         study,
         base,
         model,
-        _table(planted, inside, others),
+        _table(planted, inside, others, persons=study.privacy.unit == "person"),
         noise_multiplier=noise_multiplier,
         ends=time.monotonic() + seconds_most,
         progress=progress,
@@ -138,12 +138,14 @@ def audit_one_run(
     )
 
 
-def _table(planted: Rows, inside: NDArray[np.bool_], others: Rows | None) -> Rows:
+def _table(planted: Rows, inside: NDArray[np.bool_], others: Rows | None, *, persons: bool) -> Rows:
+    """Put the canaries inside and the other records together; where units are persons, each record is one of its own."""
     chosen = torch.from_numpy(inside)
     features, labels = planted.features[chosen], planted.labels[chosen]
-    if others is None:
-        return Rows(features=features, labels=labels)
-    return Rows(features=torch.cat([features, others.features]), labels=torch.cat([labels, others.labels]))
+    if others is not None:
+        features = torch.cat([features, others.features])
+        labels = torch.cat([labels, others.labels])
+    return Rows(features=features, labels=labels, persons=torch.arange(len(labels)) if persons else None)
 
 
 def _train(

@@ -1,11 +1,13 @@
 """The canary audit's step through the participant's own trainer, which holds the canaries as its records.
 
-So what is audited is the object that trains in a study: its sampling, clipping, noise, division and sum.
+So what is audited is the object that trains in a study: its sampling, clipping, noise, division and sum. Where the unit is a
+person, each canary is a person with several equal records, so that clipping records instead of their sum shows.
 """
 
 from typing import cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hansa.models.transformer import FeatureTransformer
@@ -14,6 +16,8 @@ from hansa.privacy.accounting import Mechanism
 from hansa.privacy.canary import Planted, Step
 from hansa.privacy.noise import SecretRandom
 from hansa.study import Study
+
+_RECORDS_MOST = 4
 
 
 def trainer_step(study: Study) -> Step:
@@ -38,7 +42,7 @@ def trainer_step(study: Study) -> Step:
             changed,
             cast(FeatureTransformer, planted.model),  # it trains whatever leaves records on a tape
             planted.layout,
-            Rows(features=planted.features, labels=planted.labels),
+            _rows(planted, study.privacy.records_per_person),
             noise_multiplier=mechanism.noise_multiplier,
             random=random,
         )
@@ -47,3 +51,14 @@ def trainer_step(study: Study) -> Step:
         return update * mechanism.sample_rate * study.privacy.nominal_records
 
     return step
+
+
+def _rows(planted: Planted, records_per_person: int | None) -> Rows:
+    if records_per_person is None:
+        return Rows(features=planted.features, labels=planted.labels)
+    records = min(records_per_person, _RECORDS_MOST)
+    return Rows(
+        features=planted.features.repeat_interleave(records, dim=0),
+        labels=planted.labels.repeat_interleave(records),
+        persons=torch.arange(len(planted.labels)).repeat_interleave(records),
+    )
