@@ -1,4 +1,4 @@
-"""Fixtures of the tiny consortium and of small text models, whose parts stand in files beside this one."""
+"""Fixtures of the tiny consortium and of small text models, and of a network; their parts stand in files beside this one."""
 
 import importlib.util
 import sys
@@ -24,7 +24,8 @@ def _module(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    module.torch.set_num_threads(1)
+    if hasattr(module, "torch"):
+        module.torch.set_num_threads(1)
     return module
 
 
@@ -32,6 +33,12 @@ def _module(name: str) -> ModuleType:
 def tiny() -> ModuleType:
     """The parts of the tiny consortium."""
     return _module("tiny_consortium")
+
+
+@pytest.fixture(scope="session")
+def network() -> ModuleType:
+    """Certificates of a consortium, and a proxy that fails as networks do."""
+    return _module("network_parts")
 
 
 @pytest.fixture(scope="session")
