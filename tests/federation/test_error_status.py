@@ -101,6 +101,10 @@ def test_texts_of_a_peer_are_printable_and_bounded():
 def test_a_server_that_is_not_the_right_one_is_no_matter_of_trying_again():
     for status, text in (
         (grpc.StatusCode.UNAVAILABLE, "SSL_ERROR_SSL: CERTIFICATE_VERIFY_FAILED: unable to get local issuer"),
+        (
+            grpc.StatusCode.UNAVAILABLE,
+            "Custom verification check failed: Hostname Verification Check failed.",
+        ),
         (grpc.StatusCode.UNAUTHENTICATED, "call host does not match SSL server name"),
     ):
         failed = Failed(status, text)
