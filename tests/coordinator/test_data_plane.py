@@ -58,7 +58,7 @@ def test_all_that_was_uploaded_comes_back_as_the_sum_as_without_a_network(site, 
 def test_an_upload_that_is_cut_at_nine_tenths_goes_on_and_only_the_rest_is_sent(
     site, adding, uploads, long_upload
 ):
-    count = 20 * UPLOAD_CHUNK
+    count = 14 * UPLOAD_CHUNK
     upload, total = long_upload(uploads, 0, count), count * SEEDED_BYTES
     service = site.service(count)
     proxy = site.proxy(site.plane(service).server.bound.port, cut_up_after=int(0.9 * total))
