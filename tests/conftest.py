@@ -18,14 +18,18 @@ if TYPE_CHECKING:
 
 def _module(name: str) -> ModuleType:
     """Load a file beside this one, on demand, for it brings torch along."""
+    module = _plain_module(name)
+    module.torch.set_num_threads(1)
+    return module
+
+
+def _plain_module(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    if hasattr(module, "torch"):
-        module.torch.set_num_threads(1)
     return module
 
 
@@ -38,7 +42,7 @@ def tiny() -> ModuleType:
 @pytest.fixture(scope="session")
 def network() -> ModuleType:
     """Certificates of a consortium, and a proxy that fails as networks do."""
-    return _module("network_parts")
+    return _plain_module("network_parts")
 
 
 @pytest.fixture(scope="session")
@@ -160,3 +164,14 @@ def ledger_owner() -> "Callable[..., LedgerOwner]":
         return LedgerOwner(public_key=identity.public, data=data, **{**usual, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def federated() -> ModuleType:
+    """A consortium with an authority, an author and members, and its documents."""
+    return _plain_module("federated_house")
+
+
+@pytest.fixture(scope="session")
+def house_of_members(federated: ModuleType) -> Any:
+    return federated.House()

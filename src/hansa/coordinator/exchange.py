@@ -7,9 +7,9 @@ from flwr.app import ConfigRecord, ConfigRecordValues, Message, RecordDict
 from flwr.serverapp import Grid
 
 from hansa.errors import Error, MalformedMessage, ParticipantLost, ParticipantRefused
+from hansa.federation.fleet_messages import ABORTED
 
 Reply = dict[str, ConfigRecordValues]
-ABORTED = "aborted"  # what a member says of every failure that is not a refusal by its policy
 _PULL_SECONDS = 0.002
 _LISTS, _CLOSED = ("packages", "shares"), "closed"  # all other fields are one signed message
 

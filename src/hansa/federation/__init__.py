@@ -1,1 +1,1 @@
-"""What coordinator and participants need to speak over a network: messages, stubs, TLS, errors as status codes and back."""
+"""What both sides of a network share: signed documents, TLS, messages and stubs of the services, errors as status codes."""

@@ -106,7 +106,7 @@ def issue_client_certificate(
     """
     verify_participant_id(participant)
     return authority.certify(
-        _requested_key(request, participant),
+        requested_tls_key(request, participant),
         name=participant,
         purpose=ExtendedKeyUsageOID.CLIENT_AUTH,
         not_before=not_before,
@@ -126,7 +126,7 @@ def issue_server_certificate(
 ) -> bytes:
     """Certify the TLS key of a server that participants reach under `hosts`, DNS names and IP addresses; as for a client."""
     return authority.certify(
-        _requested_key(request, name),
+        requested_tls_key(request, name),
         name=name,
         purpose=ExtendedKeyUsageOID.SERVER_AUTH,
         not_before=not_before,
@@ -202,7 +202,8 @@ def from_pem(certificate: bytes) -> bytes:
 # -- inside ----------------------------------------------------------------------------------------------
 
 
-def _requested_key(request: bytes, name: str) -> EllipticCurvePublicKey:
+def requested_tls_key(request: bytes, name: str) -> EllipticCurvePublicKey:
+    """Return the key of a request (PKCS #10, DER, untrusted); raises as `issue_client_certificate`."""
     what = f"the TLS request of {name!r}"
     if len(request) > MAXIMUM_CERTIFICATE_BYTES:
         raise MessageTooLarge(f"{what} has {len(request)} bytes, the bound is {MAXIMUM_CERTIFICATE_BYTES}")

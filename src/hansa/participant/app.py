@@ -12,12 +12,11 @@ from flwr.app import ConfigRecord, ConfigRecordValues, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from hansa.errors import Error, InternalFailure, MalformedMessage, PolicyRefusal, ReleaseNotAgreed
+from hansa.federation.fleet_messages import ABORTED, REPLY
 from hansa.participant.node import ParticipantNode
 from hansa.participant.node_core import Packages
 
 REQUEST = "request"
-REPLY = "reply"
-ABORTED = "aborted"
 MOST_MEMBERS = 258
 MOST_ROUNDS = 2**31 - 1
 MOST_ATTEMPTS = 2**16 - 1

@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hansa.errors import CertificateRejected, Error, InvalidValue, MessageTooLarge
 from hansa.secure_agg.certificates import MAXIMUM_CERTIFICATE_BYTES, verify_authority
-from hansa.secure_agg.identity import RandomBytes, verify_participant_id
+from hansa.secure_agg.identity import Identity, RandomBytes, verify_participant_id
 
 
 class CertificateAuthority:
@@ -80,6 +80,10 @@ class CertificateAuthority:
         """Read an authority from its 32 secret bytes and its certificate."""
         return cls(Ed25519PrivateKey.from_private_bytes(secret), certificate, random_bytes)
 
+    def sign(self, message_type: str, body: bytes) -> bytes:
+        """Sign a document in the authority's name; see `Identity.sign`. Certificates begin otherwise: neither is ever the other."""
+        return Identity(self._private).sign(message_type, body)
+
     def export(self) -> bytes:
         """Return the 32 secret bytes, for the authority's own encrypted store only."""
         return self._private.private_bytes_raw()
@@ -104,7 +108,7 @@ class CertificateAuthority:
             MalformedMessage: The id is none.
         """
         verify_participant_id(participant)
-        key = _requested_key(request, participant)
+        key = requested_key(request, participant)
         # Members are clients of the coordinator. A server's certificate of the same authority is no member's.
         return self.certify(
             key,
@@ -198,7 +202,8 @@ class CertificateAuthority:
         return f"CertificateAuthority({self._subject.rfc4514_string()})"
 
 
-def _requested_key(request: bytes, participant: str) -> Ed25519PublicKey:
+def requested_key(request: bytes, participant: str) -> Ed25519PublicKey:
+    """Return the key of a request (PKCS #10, DER, untrusted); CertificateRejected or MessageTooLarge as `issue` raises them."""
     if len(request) > MAXIMUM_CERTIFICATE_BYTES:
         raise MessageTooLarge(f"a request has {len(request)} bytes, the bound is {MAXIMUM_CERTIFICATE_BYTES}")
     try:

@@ -1,0 +1,8 @@
+"""The group `hansa participant`: members of a consortium, at the coordinator and at an institution. Each part has its own file."""
+
+import typer
+
+from hansa import cli_members
+
+app = typer.Typer(help="Members of a consortium.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(cli_members.app)

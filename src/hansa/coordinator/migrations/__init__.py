@@ -1,0 +1,1 @@
+"""Steps by which alembic brings an older journal to the present form."""
