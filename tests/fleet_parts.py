@@ -68,9 +68,7 @@ class Authority:
             builder = builder.add_extension(x509.SubjectAlternativeName([local]), critical=False)
         made = builder.sign(self._secret, None)
         self.pem(name).write_bytes(made.public_bytes(Encoding.PEM))
-        self.key(name).write_bytes(
-            key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        )
+        self.key(name).write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return made.public_bytes(Encoding.DER)
 
     def pem(self, name: str) -> Path:
@@ -111,7 +109,9 @@ class NodeThread:
         handler = session_handler({SESSION: app}.get, report=self.errors.append)
         self.stop_event = threading.Event()
         self.connection = cluster.connection(name, report=self.errors.append, **changes)
-        self.thread = threading.Thread(target=self.connection.run, args=(handler, self.stop_event), daemon=True)
+        self.thread = threading.Thread(
+            target=self.connection.run, args=(handler, self.stop_event), daemon=True
+        )
         self.thread.start()
 
     def codes(self) -> list[str]:

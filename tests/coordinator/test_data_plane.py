@@ -198,10 +198,10 @@ def test_a_full_disk_is_tried_again_until_there_is_room(site, uploads, monkeypat
 
     service = site.service(3)
     port, name, real = site.plane(service).server.bound.port, site.members.names[0], spool.os.pwrite
-    full, failures = OSError(28, "No space left on device"), []
+    full, failures, has_room = OSError(28, "No space left on device"), [], threading.Event()
 
     def pwrite(*arguments):
-        if len(failures) < 3:
+        if not has_room.is_set():
             failures.append(1)
             raise full
         return real(*arguments)
@@ -209,8 +209,12 @@ def test_a_full_disk_is_tried_again_until_there_is_room(site, uploads, monkeypat
     monkeypatch.setattr(spool.os, "pwrite", pwrite)
     header = site.members.header(name, uploads[0])
     with pytest.raises(StoreNotWritable, match="No space left"):
-        site.client(name, port, deadline_seconds=0.0).upload(*AT, header, uploads[0])
-    site.client(name, port).upload(*AT, header, uploads[0])
+        site.client(name, port, deadline_seconds=2.0).upload(*AT, header, uploads[0])
+    assert len(failures) > 1
+    thread = threading.Thread(target=site.client(name, port).upload, args=(*AT, header, uploads[0]))
+    thread.start()
+    has_room.set()
+    thread.join(20)
     assert service.has_upload(*AT, name)
 
 

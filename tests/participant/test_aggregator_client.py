@@ -13,6 +13,7 @@ from hansa.errors import (
     MalformedMessage,
     MessageTooLarge,
     StaleRound,
+    StoreNotWritable,
     TransportError,
 )
 from hansa.federation.aggregator_pb2 import (
@@ -229,6 +230,21 @@ def test_the_deadline_ends_trying(channel, monkeypatch, paused):
         channel.call(failing(99, Failed(grpc.StatusCode.UNAVAILABLE)))
     assert caught.value.exit_status == 69
     assert len(paused) < 5
+
+
+def test_a_deadline_in_the_middle_of_a_try_does_not_hide_why_the_ones_before_it_failed(
+    channel, monkeypatch, paused
+):
+    now = itertools.count(0, 30)
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    failures = [Failed(grpc.StatusCode.DEADLINE_EXCEEDED)] * 9
+    failures.append(Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "store_not_writable"))
+
+    def step(_channel, _seconds):
+        raise failures.pop()
+
+    with pytest.raises(StoreNotWritable):
+        channel.call(step)
 
 
 def test_the_same_channel_serves_all_calls_until_it_is_closed(channel):

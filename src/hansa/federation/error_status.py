@@ -174,6 +174,11 @@ def is_transient(failed: Any) -> bool:
     return failed.code() in _TRANSIENT_STATUSES and not _is_foreign(failed, code)
 
 
+def is_deadline(failed: Any) -> bool:
+    """Whether the caller's own time for a call was over, so that the peer has said nothing."""
+    return not _code(failed) and failed.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 def _is_foreign(failed: Any, code: str) -> bool:
     """Whether the handshake failed at the server's certificate; gRPC says so in words only."""
     text = failed.details() or ""
