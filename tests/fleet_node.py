@@ -34,5 +34,5 @@ FleetConnection(
     authority=(Path(files) / "authority.der").read_bytes(),
     node_key=load_pem_private_key((Path(files) / "node.key").read_bytes(), None),
     folder=Path(files) / "node",
-    report=lambda error: print(f"{name}: {error.code}: {error.message}", file=sys.stderr),
+    report=lambda error: sys.stderr.write(f"{name}: {error.code}: {error.message}\n"),
 ).run(session_handler(lambda _: join, report=lambda _: None), stop)

@@ -124,9 +124,9 @@ def approve(
 ) -> None:
     """Make a participant a member, after its fingerprint was compared."""
     from hansa.federation.consortium import read_fingerprint, verify_fingerprint
-    from hansa.federation.documents import read_document
+    from hansa.federation.documents import load_document
     from hansa.federation.fields import utc_text
-    from hansa.federation.files import read_file, write_output
+    from hansa.federation.files import write_output
     from hansa.federation.requests import EnrolmentRequest, keys_of_request
 
     given = read_fingerprint(fingerprint)
@@ -134,7 +134,7 @@ def approve(
     with _office(home) as office:
         registry, key = office.registry, office.home.authority(authority)
         if request is not None:
-            document = read_document(read_file(request, EnrolmentRequest.BYTES_MOST), EnrolmentRequest)
+            document = load_document(request, EnrolmentRequest)
             if document.body.participant != name:
                 raise DocumentRejected(
                     f"the request is one of {document.body.participant!r}, not of {name!r}"

@@ -8,12 +8,15 @@ Error
 │   ├── RecipeFileMissing, RecipeSyntaxError, RecipeChanged
 │   ├── PrivacyTargetUnreachable, SpentFileMissing (exit 66)
 │   ├── PolicyFileMissing, PolicySyntaxError
+│   ├── DatasetFileMissing, UnknownDataset (exit 66), DatasetSyntaxError, DatasetExists
+│   ├── QueryRefused, DriverMissing, PasswordFileMissing (exit 66)
 │   ├── DatabaseUnusable, DatabaseNewer
 │   ├── HomeMissing (exit 66), HomeExists, SettingsMissing (exit 66), SettingsSyntaxError, AuthorityAbsent
 │   └── CohortTooSmall, CohortTooLarge
 ├── DataError                     exit 65   a participant's data does not fit the study
 │   ├── DataFileMissing, ChecksumMismatch
 │   ├── MissingColumn, DuplicateColumn, NonNumericColumn, InvalidLabel
+│   ├── DataUnreadable, SchemaMismatch, DatabaseUnreachable (exit 69)
 │   ├── RecipeDataInvalid
 │   └── PartitionImpossible
 ├── CheckpointError               exit 65   a model's files are not what they should be; nothing was loaded
@@ -24,22 +27,24 @@ Error
 ├── ExtraMissing                  exit 78   a package of an optional extra is not installed
 ├── PolicyRefusal                 exit 3    a participant refuses; nothing was spent
 │   ├── BudgetExhausted, LedgerDamaged, LedgerMismatch, LayerMissing, UnknownStudy, CohortBelowPolicy
-│   └── ReleaseNotAgreed, TooManyRounds, ModelNotAllowed, SubmitterNotAllowed, CodeBundleRefused
+│   ├── ReleaseNotAgreed, TooManyRounds, ModelNotAllowed, SubmitterNotAllowed, CodeBundleRefused
+│   └── DataAlreadyRegistered, TooLittleNoise
 ├── FederationError               exit 4    who somebody is, or what somebody signed, is not what it must be
-│   ├── DocumentMalformed (exit 65), DocumentRejected, FingerprintMismatch, NotAMember
+│   ├── DocumentMissing (exit 66), DocumentMalformed (exit 65), DocumentRejected, FingerprintMismatch, NotAMember
 │   ├── InvitationUnknown, InvitationExpired, InvitationUsed, InvitationExhausted, RequestForeign, ParticipantRevoked
 │   ├── ParticipantExists, AlreadyApproved and AlreadyAnswered (exit 1), CommandStale (exit 1)
 │   ├── StudyUnknown (exit 2), StudyExists, StudyAlreadyStarted
 │   └── NothingRequested, EnrolmentPending and NotEnoughApprovals (exit 75)
 ├── TransportError                exit 69   what carries messages between the sides does not work
 │   ├── PortInUse, SuperLinkFailed, CoordinatorUnreachable, FlowerRefused, PathRefused, AuthenticationFailed (exit 4)
-│   └── NodeNotAccepted and TooManyCalls (exit 75), ForeignNode (exit 4), ClockSkew (exit 78)
+│   ├── NodeNotAccepted, TooManyConnections and TooManyCalls (exit 75)
+│   └── ForeignNode (exit 4), ClockSkew (exit 78)
 ├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
 │   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
 │   ├── StaleRound, WrongSession, PackageReuse, OwnKeyMismatch, UploadReuse, OutOfOrder
 │   ├── MalformedCiphertext, CiphertextSizeMismatch, AggregateHashMismatch, HeParameterMismatch
 │   ├── AggregateRangeViolation, AggregateTagMismatch, ModelDivergence, TranscriptDivergence, KeyRotationDue
-│   ├── MessageTooLarge, DuplicateMessage, WrongEpoch, HeKeyMismatch, StateRollback, AlreadyReleased
+│   ├── MessageTooLarge, DuplicateMessage, WrongEpoch, HeKeyMismatch, StateRollback, LedgerRewound, AlreadyReleased
 │   ├── PackageHashMismatch, ShareOpenFailed, ShareHashMismatch, ShareCommitmentMismatch, NotEnoughShares
 │   ├── PackageLeavesMissing
 │   ├── NotInCohort, RosterNotSubset, RosterTooSmall, RosterEquivocation, NotEnoughConsents
@@ -186,6 +191,62 @@ class PolicySyntaxError(ConfigurationError):
     default_hint = "correct the policy file; `hansa policy check POLICY.toml STUDY.toml` reads it"
 
 
+class DatasetFileMissing(ConfigurationError):
+    """The participant's datasets.toml, or a file of a query or database URL that it names, cannot be read."""
+
+    code = "dataset_file_missing"
+    exit_status = 66
+    default_hint = (
+        "give the participant's home folder with --home; `hansa participant dataset add` makes the file in it"
+    )
+
+
+class UnknownDataset(ConfigurationError):
+    """No data set of this name is described in datasets.toml."""
+
+    code = "unknown_dataset"
+    exit_status = 66
+    default_hint = "`hansa participant dataset list` shows the names"
+
+
+class DatasetSyntaxError(ConfigurationError):
+    """The participant's datasets.toml is not TOML, or cannot be edited safely."""
+
+    code = "dataset_syntax"
+    default_hint = "correct datasets.toml; docs/data.md lists its keys"
+
+
+class DatasetExists(ConfigurationError):
+    """A data set of this name is described already."""
+
+    code = "dataset_exists"
+    default_hint = "choose another name for other data, or remove the description first; the ledger stays"
+
+
+class QueryRefused(ConfigurationError):
+    """A database query is not one SELECT, or the database cannot be held to reading only."""
+
+    code = "query_refused"
+    default_hint = "give one SELECT; hansa reads through a transaction that cannot write"
+
+
+class DriverMissing(ConfigurationError):
+    """The package that speaks to this kind of database is not installed."""
+
+    code = "driver_missing"
+    default_hint = (
+        "install the driver that the URL names; for postgresql+psycopg: pip install 'psycopg[binary]'"
+    )
+
+
+class PasswordFileMissing(ConfigurationError):
+    """The file with a database's password cannot be read."""
+
+    code = "password_file_missing"
+    exit_status = 66
+    default_hint = "put the password alone in a file of mode 0600 and name it as password_file"
+
+
 class DatabaseUnusable(ConfigurationError):
     """The coordinator's database cannot be opened."""
 
@@ -302,6 +363,30 @@ class InvalidLabel(DataError):
     """A label is missing, not finite, or not among the classes of the study."""
 
     code = "invalid_label"
+
+
+class DataUnreadable(DataError):
+    """A file or an answer of a database is not what its description in datasets.toml says."""
+
+    code = "data_unreadable"
+    default_hint = "compare the data with its description in datasets.toml: kind, delimiter, encoding, query"
+
+
+class SchemaMismatch(DataError):
+    """A data set does not fit the study; all problems are listed."""
+
+    code = "schema_mismatch"
+    default_hint = "`hansa participant dataset check NAME STUDY.toml` lists every problem with its count"
+
+
+class DatabaseUnreachable(DataError):
+    """The database does not answer or does not let this user in."""
+
+    code = "database_unreachable"
+    exit_status = 69
+    default_hint = (
+        "check that the database runs, its URL, user and password file; the password is never shown"
+    )
 
 
 class RecipeDataInvalid(DataError):
@@ -503,6 +588,24 @@ class SubmitterNotAllowed(PolicyRefusal):
     default_hint = "compare the submitter with allow.submitters in the policy"
 
 
+class TooLittleNoise(PolicyRefusal):
+    """Fewer members would add noise to a sum than the study, or the participant's policy, counts on. Nothing was released."""
+
+    code = "too_little_noise"
+    default_hint = (
+        "begin another attempt when more members are back; an update alone has too little noise to be seen"
+    )
+
+
+class DataAlreadyRegistered(PolicyRefusal):
+    """Records of this data set have a budget under another name; a second name would give them a second budget."""
+
+    code = "data_already_registered"
+    default_hint = (
+        "use the data set under its first name; a data set has one ledger for ever, also when it grows"
+    )
+
+
 class ReleaseNotAgreed(PolicyRefusal):
     """The study does not allow this output to leave the participant."""
 
@@ -518,6 +621,14 @@ class FederationError(Error):
     code = "federation"
     exit_status = 4
     default_hint = "compare fingerprints with the other side by telephone"
+
+
+class DocumentMissing(FederationError):
+    """The file of a document does not exist or cannot be read."""
+
+    code = "document_missing"
+    exit_status = 66
+    default_hint = "give the path of the file that the other side sent"
 
 
 class DocumentMalformed(FederationError):
@@ -729,6 +840,16 @@ class PathRefused(TransportError):
 
     code = "path_refused"
     default_hint = "only a participant's node speaks to this address; see `hansa participant run`"
+
+
+class TooManyConnections(TransportError):
+    """A participant has more connections open than one needs."""
+
+    code = "too_many_connections"
+    exit_status = 75
+    default_hint = (
+        "run one node for each participant; connections that a dead one left are gone after a minute"
+    )
 
 
 class NodeNotAccepted(TransportError):
@@ -1033,6 +1154,15 @@ class StateRollback(ProtocolError):
 
     code = "state_rollback"
     default_hint = "never restore old copies of the store; this participant is out of this run of the study, start another one"
+
+
+class LedgerRewound(ProtocolError):
+    """A member shows a shorter or another history of its privacy ledger than it signed before."""
+
+    code = "ledger_rewound"
+    default_hint = (
+        "the member has put back or replaced its ledger; audit it against the upload headers that were kept"
+    )
 
 
 class KeyRotationDue(ProtocolError):

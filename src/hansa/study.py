@@ -17,6 +17,7 @@ import rfc8785
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hansa import errors, labels
+from hansa.study_privacy import PrivacySettings
 from hansa.study_problems import lowered, problem_of
 
 PARTICIPANTS_LEAST = 3  # the sum of two shows each of them the other one's update
@@ -78,6 +79,9 @@ class DataSchema(_Settings):
     label: Name = Field(description="name of the label column")
     positive_class: Integer = Field(default=1, description="label value that the model predicts")
     negative_class: Integer = Field(default=0, description="the other label value")
+    person: Name | None = Field(
+        default=None, description="column that says whose a record is, where privacy.unit is person"
+    )
     columns: Annotated[tuple[ColumnSchema, ...], Field(strict=False, min_length=1, max_length=1000)] = Field(
         description="feature columns, in order"
     )
@@ -90,6 +94,8 @@ class DataSchema(_Settings):
                 raise ValueError(f"column {name!r} is declared twice")
         if self.label in names:
             raise ValueError(f"label {self.label!r} is also a feature column")
+        if self.person in (*names, self.label):
+            raise ValueError(f"person {self.person!r} is also a feature column or the label")
         if self.positive_class == self.negative_class:
             raise ValueError(f"positive_class and negative_class are both {self.positive_class}")
         return self
@@ -147,30 +153,6 @@ class AdapterSettings(_Settings):
         return self
 
 
-class PrivacySettings(_Settings):
-    """Differential privacy of each participant's records towards everybody else."""
-
-    unit: Literal["record"] = Field(default="record", description="what one person is assumed to own")
-    neighbouring: Literal["add_or_remove_one"] = Field(
-        default="add_or_remove_one", description="how neighbouring data sets differ, in units"
-    )
-    mode: Literal["local"] = Field(default="local", description="whose noise suffices: each one's own")
-    epsilon: float = Field(gt=0, le=100, description="limit of each participant over all rounds")
-    delta: float = Field(gt=0, le=1e-3, description="probability beyond epsilon, over all rounds")
-    clip_norm: float = Field(gt=0, le=1000, description="l2 bound of one record's gradient")
-    sample_rate: float = Field(gt=0, le=1, description="Poisson probability of a record in a step; public")
-    nominal_records: int = Field(ge=1, le=10**9, description="public size; times sample_rate the divisor")
-
-    @model_validator(mode="after")
-    def _means_something(self) -> Self:
-        if self.sample_rate * self.nominal_records < 1:
-            product = self.sample_rate * self.nominal_records
-            raise ValueError(f"sample_rate times nominal_records is {product:g}, below 1 record a step")
-        if self.delta * self.nominal_records >= 1:  # publishing one record whole would satisfy such a delta
-            raise ValueError(f"delta {self.delta:g} is not below 1 / nominal_records")
-        return self
-
-
 class ServerOptimizerSettings(_Settings):
     """The optimizer that every participant applies to the mean update (Reddi et al. 2021, algorithm 2)."""
 
@@ -203,7 +185,7 @@ class CompressionSettings(_Settings):
         default=(), description="trained tensors that move whole in every round"
     )
     range_noise_multiples: float = Field(
-        default=16.0, gt=0, le=1000, description="clamp range, in standard deviations of one entry's noise"
+        default=16.0, gt=0, le=1000, description="a member's range, in deviations of one entry's local noise"
     )
 
 
@@ -273,12 +255,35 @@ class Study(_Settings):
             raise ValueError(f"adapters.rank {self.adapters.rank} is above the adapted width {most}")
         return self
 
+    @model_validator(mode="after")
+    def _noise_suffices(self) -> Self:
+        problem = self.privacy.noise_problem(
+            participants=self.aggregation.participants,
+            strict=self.aggregation.mode == "strict",
+            local_steps=self.training.local_steps,
+            bits=self.compression.bits,
+        )
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
+    def _person_is_named(self) -> Self:
+        if (self.privacy.unit == "person") != (self.data.person is not None):
+            raise ValueError("data.person belongs to privacy.unit person, which cannot be without it")
+        return self
+
     @property
     def id(self) -> str:
         """SHA-256 of the label and the canonical JSON (RFC 8785) of the whole agreement, 64 hex digits."""
         agreement = self.model_dump(by_alias=True)
-        if not agreement["aggregation"]["rounds_per_epoch"]:
-            del agreement["aggregation"]["rounds_per_epoch"]  # studies from before this key keep their ids
+        later = (("aggregation", "rounds_per_epoch"), ("data", "person"), ("privacy", "records_per_person"))
+        for section, key in later:
+            if not agreement[section][key]:
+                del agreement[section][key]  # studies from before this key keep their ids
+        for key in ("noise_contributors", "colluders"):
+            if agreement["privacy"][key] is None:  # the same; a number is always part of the agreement, 0 too
+                del agreement["privacy"][key]
         canonical = rfc8785.dumps(agreement)
         return hashlib.sha256(labels.STUDY_ID + canonical).hexdigest()
 
@@ -310,6 +315,7 @@ class Study(_Settings):
         """
         return {
             "differential_privacy": True,
+            "own_noise_suffices": self.privacy.mode == "local",
             "secure_aggregation_masks": self.aggregation.masks,
             "homomorphic_encryption": self.aggregation.encryption == "bfv",
             "compression": self.compression.kept_share < 1 or self.compression.bits < 16,
@@ -319,6 +325,10 @@ class Study(_Settings):
             "crash_recovery": True,
             "coordinator_equivocation_check": True,
         }
+
+    def warnings(self) -> tuple[str, ...]:
+        """Say what a signer should know that no single protection says."""
+        return self.privacy.noise_warnings()
 
 
 def study_of(agreement: dict[str, Any]) -> Study:

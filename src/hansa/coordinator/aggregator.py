@@ -14,6 +14,7 @@ from hansa.secure_agg.aggregator import RoundAggregator
 from hansa.secure_agg.arriving import ArrivingUpload
 from hansa.secure_agg.expected import ExpectedHeader
 from hansa.secure_agg.identity import Roster
+from hansa.secure_agg.ledger_heads import LedgerHeads
 from hansa.secure_agg.parameters import Terms
 from hansa.secure_agg.sums import Sums, SumsInProcess
 
@@ -58,6 +59,7 @@ class AggregationService:
         self._new_sums: NewSums = new_sums or (lambda _: SumsInProcess())
         self._results = RoundResults(results_folder, kept_rounds)
         self._upload_seconds, self._clock = upload_seconds, clock
+        self._heads = LedgerHeads()
         self._lock = threading.Lock()  # of the attributes below; never held while bytes come or are added
         self._running: RoundAggregator | None = None
         self._at = (0, 0)
@@ -97,6 +99,7 @@ class AggregationService:
             cohort=cohort,
             sums=self._new_sums(len(cohort)),
             expected=expected,
+            heads=self._heads,
         )
         with self._lock:
             if self._running is not None:

@@ -43,13 +43,14 @@ class GrpcServer:
         tls: The server's certificate and key, and the authority of those who call.
         most_callers: Participants that may call at the same time.
         calls_per_caller: Calls of each; as `Callers` has it.
+        ask_clients: False for a service of those who have no certificate yet: it must find out itself who calls.
 
     Raises:
         ConfigurationError: The port is in use or the address is not one of this machine.
         CertificateRejected: The server's own certificate is not a valid one of the authority, so no member would connect.
 
     Guarantees:
-        - Nobody without a certificate of the authority reaches a service.
+        - Nobody without a certificate of the authority reaches a service, where clients are asked for one.
         - Threads, messages, metadata and streams are bounded, whatever callers do.
         - A connection that does not finish its handshake in ten seconds, or does not answer, is closed.
     """
@@ -62,6 +63,7 @@ class GrpcServer:
         tls: TlsSource,
         most_callers: int = MOST_CALLERS,
         calls_per_caller: int = CALLS_PER_CALLER,
+        ask_clients: bool = True,
     ) -> None:
         material = tls.material()
         verify_server_certificate(
@@ -74,7 +76,8 @@ class GrpcServer:
             maximum_concurrent_rpcs=threads,
         )
         try:
-            found = self._server.add_secure_port(f"{_in_brackets(host)}:{port}", server_credentials(tls))
+            credentials = server_credentials(tls, ask_clients=ask_clients)
+            found = self._server.add_secure_port(f"{_in_brackets(host)}:{port}", credentials)
         except RuntimeError as error:
             raise ConfigurationError(
                 f"{host} port {port} cannot be listened on: in use, or no address of this machine",

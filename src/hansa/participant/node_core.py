@@ -6,13 +6,14 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hansa.errors import (
     KeyRotationDue,
     OutOfOrder,
     StaleRound,
 )
+from hansa.federation.agreements import terms_of
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
 from hansa.participant.local_update import Clock, LocalUpdates
@@ -22,6 +23,7 @@ from hansa.participant.node_state import (
     save_state,
 )
 from hansa.participant.policy import Policy
+from hansa.participant.seen_heads import heads_apart, keep_heads, kept_heads, seen_head_as_json
 from hansa.participant.shared_state import SharedState
 from hansa.participant.trainer import Rows
 from hansa.privacy.budget import Budget
@@ -29,7 +31,6 @@ from hansa.privacy.data_identity import ledger_path
 from hansa.privacy.ledger import LedgerOwner
 from hansa.privacy.noise import SecretRandom
 from hansa.secure_agg.identity import Identity, Roster
-from hansa.secure_agg.parameters import Terms
 from hansa.secure_agg.participant import RoundMachine
 from hansa.secure_agg.recovery import Leaves
 from hansa.secure_agg.store import Store
@@ -72,9 +73,12 @@ class NodeCore:
         aggregator: AggregatorClient,
         random: SecretRandom | None = None,
         certificate: bytes = b"",
+        model_hash: str | None = None,
+        submitter: str | None = None,
     ) -> None:
         self.name, self._study, self._policy = name, study, policy
         self._roster, self._store, self._aggregator = roster, store, aggregator
+        self._base_model, self._submitter = model_hash, submitter
         random = SecretRandom() if random is None else random
         self._terms, self._clock = terms_of(study), Clock()
         self.updates = LocalUpdates(
@@ -85,7 +89,11 @@ class NodeCore:
             rows=rows,
             ledger=ledger_path(state_directory, data_commitment),
             owner=LedgerOwner(
-                participant=name, public_key=identity.public, data=data_commitment, sign=identity.sign
+                participant=name,
+                public_key=identity.public,
+                data=data_commitment,
+                sign=identity.sign,
+                unit=study.privacy.unit,
             ),
             epsilon_limit=policy.epsilon_limit,
             store=store,
@@ -111,7 +119,7 @@ class NodeCore:
             machine = self.membership.entered[1]
             if machine.running and machine.entered[0] <= self.state.round:
                 machine.finish(*machine.entered)
-        self.updates.settle(self.state.round)
+        self.updates.settle(self.state.round, self._progress.contributors)
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -130,6 +138,7 @@ class NodeCore:
                 result=result,
                 roster_hash=opened.roster_hash,
                 awaits_close=(round_index, attempt),
+                contributors=self._contributors(opened),
             )
         self._finish(machine, round_index, attempt)
         return result, machine.packages()
@@ -138,6 +147,10 @@ class NodeCore:
         """Take the optimizer step, in memory."""
         self.faulty_holders.update(opened.faulty_holders)
         self.updates.apply(self.state, round_index, opened, self._group_key())
+
+    def _contributors(self, opened: Opened) -> int:
+        """Members whose updates are in a sum, if the own one is: its noise and its data are in the same sum or in none."""
+        return len(opened.contributors) if self.name in opened.contributors else 0
 
     @contextmanager
     def _advancing(self) -> Iterator[None]:
@@ -153,7 +166,10 @@ class NodeCore:
     def _finish(self, machine: RoundMachine, round_index: int, attempt: int) -> None:
         """Close a round whose new state is durable: attempt, ledger, update. See `_recover`."""
         machine.finish(round_index, attempt)
-        self.updates.settle(self.state.round)
+        self.updates.settle(self.state.round, self._progress.contributors)
+
+    def _verify_study(self) -> None:
+        self._policy.verify_study(self._study, model_hash=self._base_model, submitter=self._submitter)
 
     def _verify_next(self, round_index: int) -> None:
         expected = self.state.round + 1
@@ -183,7 +199,9 @@ class NodeCore:
         headers, aggregate = self._clock.timed(
             "download", lambda: self._aggregator.download(round_index, attempt)
         )
-        return self._clock.timed("answer", lambda: machine.answer(headers, aggregate))
+        signed = self._clock.timed("answer", lambda: machine.answer(headers, aggregate))
+        keep_heads(self._store, headers)
+        return signed
 
     def _answered(self, round_index: int, attempt: int) -> RoundMachine:
         """Give the machine, which after a restart has to see its roster again: it gives the same answer."""
@@ -198,6 +216,16 @@ class NodeCore:
     def _group_key(self) -> bytes:
         return self.membership.entered[0].group_key
 
+    def use_policy(self, policy: Policy) -> None:
+        """Go by other rules of the owner from the next step on."""
+        self._policy = policy
+        self.updates.budget.epsilon_limit = policy.epsilon_limit
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all rounds of the study are applied and closed."""
+        return self.state.round >= self._study.training.rounds and self._progress.awaits_close is None
+
     @property
     def budget(self) -> Budget:
         """The privacy budget of this participant's data set."""
@@ -208,12 +236,16 @@ class NodeCore:
         """σ of this study."""
         return self.updates.noise_multiplier
 
+    def seen_heads(self) -> list[dict[str, Any]]:
+        """Give the longest ledger head that each member has signed, for `hansa audit verify --head`."""
+        keys = dict(self._roster.members)
+        return [seen_head_as_json(header, keys[name]) for name, header in kept_heads(self._store).items()]
+
+    @property
+    def rewound_ledgers(self) -> tuple[str, ...]:
+        """Members whose signed headers contradict each other about what they had spent; the headers are on the store."""
+        return tuple(sorted(heads_apart(self._store)))
+
     def step_seconds(self) -> Mapping[str, float]:
         """Wall seconds spent in each step so far; for the owner only: they tell about the number of records."""
         return self._clock.seconds()
-
-
-def terms_of(study: Study) -> Terms:
-    """Take the terms of an epoch from the study."""
-    aggregation = study.aggregation
-    return Terms(participants=aggregation.participants, mode=aggregation.mode, bits=study.compression.bits)

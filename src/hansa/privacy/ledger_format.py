@@ -9,6 +9,10 @@ signature of a line covers its entry, its place, and every entry before it.
     open      line 1: whose ledger, under which key, of which data, at which δ, in which unit, by which accountant
     reserve   a round's steps, before the first record is read; what counts as spent
     commit    the round's update has left
+              Either may hold `distributed`, where several members' noise adds up: then the noise multiplier follows from it. A
+              reservation names the members that are counted on, a commit those that took part. Readers from before it
+              refuse such entries.
+    charge    steps of anything else that looked at the data, such as an audit by canaries; spent by this line alone
     torn      the last line was cut short by a crash; its bytes are set aside, their hash stands here
 """
 
@@ -23,9 +27,12 @@ import rfc8785
 
 from hansa import labels
 from hansa.errors import LedgerDamaged
+from hansa.privacy.discrete_gaussian import VARIANCE_MOST
+from hansa.privacy.distributed import VARIANCE_LEAST
 from hansa.privacy.merkle import leaf_hash
 
 FORMAT = "hansa/ledger/v1"
+DISTRIBUTED_FORMAT = "hansa/distributed-noise/v1"
 HEAD_FORMAT = "hansa/ledger-head/v1"
 SIGNED_AS = "ledger-head"
 UNITS = ("record", "person")
@@ -39,6 +46,7 @@ _TAIL = re.compile(rb',"root":"([0-9a-f]{64})","signature":"([0-9a-f]{128})"\}\n
 _TAIL_BYTES = 9 + 64 + 15 + 128 + 3
 _HEX32 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_PURPOSE = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _INTEGER_MOST = 2**53 - 1
 # Beyond these a privacy loss distribution is not computed with, and a file could make its reader compute for ever.
 NOISE_LEAST, NOISE_MOST = 0.05, 1e6
@@ -69,19 +77,26 @@ def _limit(value: Any) -> bool:
 
 
 _COMMON: dict[str, Check] = {
-    "kind": _one_of("open", "reserve", "commit", "torn"),
+    "kind": _one_of("open", "reserve", "commit", "charge", "torn"),
     "previous": _text(_HEX32),
     "sequence": _integer(0),
     "time": _integer(-_INTEGER_MOST),
 }
-_STEPS: dict[str, Check] = {
+_MECHANISM: dict[str, Check] = {
     "study": _text(_NAME),
-    "round": _integer(0),
-    "attempt": _integer(0),
     "noise_multiplier": _number(NOISE_LEAST, NOISE_MOST),
     "sample_rate": _number(RATE_LEAST, 1.0),
     "steps": _integer(0, STEPS_MOST),
 }
+_DISTRIBUTED: dict[str, Check] = {
+    "format": _one_of(DISTRIBUTED_FORMAT),
+    "contributors": _integer(2, 10**6),
+    "colluders": _integer(0, 10**6),
+    "variance": _integer(VARIANCE_LEAST, VARIANCE_MOST),
+    "clip_levels": _integer(1, 2**32),
+    "entries": _integer(1, 10**12),
+}
+_STEPS: dict[str, Check] = _MECHANISM | {"round": _integer(0), "attempt": _integer(0)}
 _KINDS: dict[str, dict[str, Check]] = {
     "open": _COMMON
     | {
@@ -96,6 +111,7 @@ _KINDS: dict[str, dict[str, Check]] = {
     },
     "reserve": _COMMON | _STEPS | {"epsilon_limit": _limit},
     "commit": _COMMON | _STEPS,
+    "charge": _COMMON | _MECHANISM | {"purpose": _text(_PURPOSE), "epsilon_limit": _limit},
     "torn": _COMMON | {"bytes": _integer(1), "sha256": _text(_HEX32)},
 }
 
@@ -193,9 +209,18 @@ def decode_line(data: bytes) -> Line:
 
 
 def spending_problem(steps: Mapping[str, Any]) -> str:
-    """Say what is out of its bounds in the steps of a reservation; empty if nothing is."""
-    wrong = [name for name, right in _STEPS.items() if not right(steps[name])]
+    """Say what is out of its bounds in the steps of a reservation, or in a charge; empty if nothing is."""
+    fields = _KINDS["charge" if "purpose" in steps else "reserve"] | {"distributed": _is_distributed}
+    wrong = [name for name in steps if not fields[name](steps[name])]
     return ", ".join(f"{name} {steps[name]!r}" for name in wrong)
+
+
+def _is_distributed(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == _DISTRIBUTED.keys()
+        and all(right(value[name]) for name, right in _DISTRIBUTED.items())
+    )
 
 
 def _verify_fields(entry: Mapping[str, Any]) -> None:
@@ -203,6 +228,8 @@ def _verify_fields(entry: Mapping[str, Any]) -> None:
     fields = _KINDS.get(kind) if isinstance(kind, str) else None
     if fields is None:
         raise LedgerDamaged("it is of no known kind")
+    if kind in ("reserve", "commit") and "distributed" in entry:
+        fields = fields | {"distributed": _is_distributed}
     if entry.keys() != fields.keys():
         raise LedgerDamaged(f"a {kind} entry has not exactly the fields of one")
     for name, right in fields.items():
