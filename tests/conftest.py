@@ -1,4 +1,4 @@
-"""Fixtures of the tiny consortium, of small text models and of a fleet, whose parts stand in files beside this one."""
+"""Fixtures of the tiny consortium, of text models, of a fleet and of a network; their parts stand in files beside this one."""
 
 import importlib.util
 import sys
@@ -38,6 +38,12 @@ def _plain_module(name: str) -> ModuleType:
 def tiny() -> ModuleType:
     """The parts of the tiny consortium."""
     return _module("tiny_consortium")
+
+
+@pytest.fixture(scope="session")
+def network() -> ModuleType:
+    """Certificates of a consortium, and a proxy that fails as networks do."""
+    return _plain_module("network_parts")
 
 
 @pytest.fixture(scope="session")
