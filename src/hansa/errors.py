@@ -28,7 +28,7 @@ Error
 ├── PolicyRefusal                 exit 3    a participant refuses; nothing was spent
 │   ├── BudgetExhausted, LedgerDamaged, LedgerMismatch, LayerMissing, UnknownStudy, CohortBelowPolicy
 │   ├── ReleaseNotAgreed, TooManyRounds, ModelNotAllowed, SubmitterNotAllowed, CodeBundleRefused
-│   └── DataAlreadyRegistered
+│   └── DataAlreadyRegistered, TooLittleNoise
 ├── FederationError               exit 4    who somebody is, or what somebody signed, is not what it must be
 │   ├── DocumentMissing (exit 66), DocumentMalformed (exit 65), DocumentRejected, FingerprintMismatch, NotAMember
 │   ├── InvitationUnknown, InvitationExpired, InvitationUsed, InvitationExhausted, RequestForeign, ParticipantRevoked
@@ -586,6 +586,15 @@ class SubmitterNotAllowed(PolicyRefusal):
 
     code = "submitter_not_allowed"
     default_hint = "compare the submitter with allow.submitters in the policy"
+
+
+class TooLittleNoise(PolicyRefusal):
+    """Fewer members would add noise to a sum than the study, or the participant's policy, counts on. Nothing was released."""
+
+    code = "too_little_noise"
+    default_hint = (
+        "begin another attempt when more members are back; an update alone has too little noise to be seen"
+    )
 
 
 class DataAlreadyRegistered(PolicyRefusal):

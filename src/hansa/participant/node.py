@@ -192,7 +192,9 @@ class ParticipantNode(NodeCore):
         link = machine.skip(round_index, attempt, voids, transcript=self.state.transcript)
         with self._advancing():
             self.state.skip(link)
-            self._progress = replace(self._progress, result=b"", roster_hash=b"", awaits_close=None)
+            self._progress = replace(
+                self._progress, result=b"", roster_hash=b"", awaits_close=None, contributors=0
+            )
         self._finish(machine, round_index, attempt)
         return machine.packages()
 
@@ -278,7 +280,11 @@ class ParticipantNode(NodeCore):
         with self._advancing():
             self._apply(round_index, opened)
             self._progress = replace(
-                self._progress, result=b"", roster_hash=opened.roster_hash, awaits_close=None
+                self._progress,
+                result=b"",
+                roster_hash=opened.roster_hash,
+                awaits_close=None,
+                contributors=self._contributors(opened),
             )
         self._finish(machine, round_index, attempt)
         return machine.packages()

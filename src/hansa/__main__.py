@@ -1,0 +1,5 @@
+"""`python -m hansa`: the command line."""
+
+from hansa.cli import main
+
+main()
