@@ -196,3 +196,9 @@ def federated() -> ModuleType:
 @pytest.fixture(scope="session")
 def house_of_members(federated: ModuleType) -> Any:
     return federated.House()
+
+
+@pytest.fixture(scope="session")
+def cluster_parts() -> ModuleType:
+    """Processes of a whole consortium, proxies before its doors, and what they write down."""
+    return _plain_module("cluster_parts")

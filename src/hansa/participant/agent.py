@@ -38,6 +38,7 @@ _SOON_SECONDS, _LATER_SECONDS = 2.0, 10.0  # between two looks: something is awa
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 30.0
 _CALL_SECONDS = 20.0
 _SAY_AGAIN_SECONDS = 600.0
+_SEAT_SECONDS = 30.0  # how long a request waits for a seat that is about to be taken
 
 
 class Agent:
@@ -87,6 +88,7 @@ class Agent:
         """
         with ExitStack() as stack:
             work = self._work(stack)
+            work.resume()  # before the coordinator can ask for what this participant was in the middle of
             fleet = self._fleet()
             failures: list[BaseException] = []
             thread = threading.Thread(
@@ -117,7 +119,8 @@ class Agent:
                 work.reload()
                 self._manager.ready(self._status(work, fleet))
                 self._log.info("policies_reloaded")
-            if time.monotonic() >= due:
+            if time.monotonic() >= due or work.is_asked_for.is_set():
+                work.is_asked_for.clear()
                 try:
                     awaited = work.look()
                     pause, retry = (_SOON_SECONDS if awaited else _LATER_SECONDS), _FIRST_RETRY_SECONDS
@@ -130,7 +133,14 @@ class Agent:
             self._manager.status(self._status(work, fleet))
             self._manager.alive()
             self._write_status(work, fleet)
-            stop.wait(beat)
+            self._rest(beat, work, stop)
+
+    def _rest(self, seconds: float, work: AgentWork, stop: threading.Event) -> None:
+        """Do nothing for a moment, or until something has to be done."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not stop.wait(0.2):
+            if work.is_asked_for.is_set() or self._reload.is_set():
+                return
 
     def _work(self, stack: ExitStack) -> AgentWork:
         home, tls = self._home, TlsSource(self._home.tls_files)
@@ -178,7 +188,7 @@ class Agent:
         failures: list[BaseException],
     ) -> None:
         def find(session: str) -> Callable[[Message, Context], Message] | None:
-            return work.seats.get(session)
+            return work.seat_for(session, _SEAT_SECONDS, stop)
 
         try:
             fleet.run(session_handler(find, report=lambda error: self._report("request", error)), stop)
