@@ -13,6 +13,7 @@ It holds no key that opens anything. Whoever is killed here is made anew on the 
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
@@ -52,6 +53,7 @@ from hansa.secure_agg.certificate_authority import CertificateAuthority
 
 _TEND_SECONDS = 0.5
 _STOP_SECONDS = 10.0
+_SAY_AGAIN_SECONDS = 60.0
 LOCK = "coordinator.lock"
 
 
@@ -75,6 +77,7 @@ class CoordinatorDaemon:
         self._log = log("coordinator")
         self._runner: StudyRunner | None = None
         self._front: Front | None = None
+        self._said: dict[str, float] = {}
 
     def serve(self, stop: threading.Event) -> None:
         """Serve until `stop` is set.
@@ -237,8 +240,12 @@ class CoordinatorDaemon:
         return "" if runner.is_alive else "the study runner has ended"
 
     def _unforeseen(self, error: Exception) -> None:
-        known = isinstance(error, Error)
+        """Log what went wrong in a call; what goes on, as a full disk does, is said once a minute."""
+        known, now = isinstance(error, Error), time.monotonic()
         code = error.code if isinstance(error, Error) else type(error).__name__
+        if known and now - self._said.get(code, -_SAY_AGAIN_SECONDS) < _SAY_AGAIN_SECONDS:
+            return
+        self._said[code] = now
         self._log.error("service_failed", error_code=code, message=str(error)[:1000], foreseen=known)
 
 
