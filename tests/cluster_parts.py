@@ -538,9 +538,9 @@ class Consortium:
         path = self.place(name) / "studies" / self.session / "model" / "config.json"
         return dict(json.loads(path.read_bytes())["training"]) if path.exists() else None
 
-    def model_state(self, name: str) -> int:
-        """Rounds that a member has applied, as its agent wrote them down."""
-        return int(self.status(name)["seats"][self.session])
+    def model_states(self) -> dict[str, int]:
+        """Rounds that each member has applied, as its agent wrote them down within the last second."""
+        return {name: int(self.status(name)["seats"].get(self.session, -1)) for name in self.names}
 
     # -- what must hold in the end -----------------------------------------------------------------------
 

@@ -61,17 +61,13 @@ def test_another_base_model_for_one_participant_gets_no_seat(consortium):
 def test_a_full_disk_under_the_spool_and_then_under_everything(consortium):
     consortium.run()
     assert consortium.contributors(1) == list(consortium.names)
-    limit_files(
-        consortium, 64 << 20
-    )  # below the places of all members but one in the spool, above everything else
-    consortium.until(
-        lambda: consortium.stage() == "" and consortium.progress().problem, "a problem that is shown"
-    )
-    done = consortium.rounds_done()
+    # Below the places of all members but one in the spool, above all else that is written.
+    limit_files(consortium, 64 << 20)
+    consortium.until(lambda: "store_not_writable" in consortium.daemons.codes("coordinator"), "its name")
     assert consortium.state() == "running"
-    assert consortium.progress().problem
+    done = consortium.rounds_done()
     limit_files(consortium, -1)
-    consortium.round_reached(done + 1)
+    assert consortium.contributors(done + 1) == list(consortium.names)  # nobody had to train again
     limit_files(consortium, 1)  # journal, log and all
     time.sleep(5.0)
     limit_files(consortium, -1)
@@ -94,14 +90,15 @@ def test_a_coordinator_that_relays_an_older_history_is_refused_by_every_member(c
         settings = settings.replace(f":{port}", f":{ports[door]}")
     (copy / "coordinator.toml").write_text(settings)
     consortium.daemons.spawn("copy", "coordinator", "run", "--home", str(copy))
-    before = {name: consortium.model_state(name) for name in consortium.names}
+    before = dict.fromkeys(consortium.names, consortium.rounds_done())
+    consortium.until(lambda: consortium.model_states() == before, "the state that all agents say they have")
     spent = {name: consortium.reserved(name) for name in consortium.names}
     consortium.lead_to(ports)
     for name in consortium.names:
         consortium.until(
             lambda name=name: HISTORY & set(consortium.daemons.codes(name)), f"a refusal of {name} by name"
         )
-    assert {name: consortium.model_state(name) for name in consortium.names} == before
+    assert consortium.model_states() == before
     assert {name: consortium.reserved(name) for name in consortium.names} == spent
     consortium.daemons.kill("copy")
     consortium.lead_to(consortium.ports)
