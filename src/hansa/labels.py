@@ -42,6 +42,7 @@ DATA_ROW = b"hansa/v1/privacy/data-row"
 RECIPE = b"hansa/v1/models/recipe"
 RECIPE_DRAW = b"hansa/v1/models/recipe-draw/"  # followed by the purpose and the seed
 LEDGER_ENTRY = b"hansa/v1/privacy/ledger-entry"
+CODE = b"hansa/v1/privacy/code"
 STORE_KEY = b"hansa/v1/participant/store-key"
 STORE_SLOT_KEY = b"hansa/v1/participant/store-slot-key"
 STORE_RECORD = b"hansa/v1/participant/store-record"

@@ -10,8 +10,9 @@
 The limit is the one that the participant wrote down when it reserved; whether it was the right one is not in the file.
 """
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,8 @@ class LedgerAudit:
         head: Its tree head.
         signature: The signature of that head.
         leaves: Leaf hash of every entry.
+        roots: Merkle root after every entry.
+        times: What the clock said at every entry, seconds since 1970; nobody vouches for it.
         reservations: Every round, in order; line, steps, limit, committed.
         round_epsilon: ε of each of them by itself.
         study_epsilon: ε of each study by itself.
@@ -48,6 +51,8 @@ class LedgerAudit:
     head: TreeHead
     signature: bytes
     leaves: Sequence[bytes]
+    roots: Sequence[bytes]
+    times: Sequence[int]
     reservations: Sequence[Reservation]
     round_epsilon: Sequence[float]
     study_epsilon: Mapping[str, float]
@@ -133,7 +138,7 @@ def audit_ledger(
             _verify_continues(path, found, head)
     # 4, 5
     epsilon = _verify_limits(path, opening.delta, history.reservations)
-    rounds = [_epsilon_of([reservation], opening.delta) for reservation in history.reservations]
+    rounds = [epsilon_of_reservations([reservation], opening.delta) for reservation in history.reservations]
     by_study: dict[str, list[Reservation]] = {}
     for reservation in history.reservations:
         by_study.setdefault(reservation.spending.study, []).append(reservation)
@@ -143,9 +148,13 @@ def audit_ledger(
         head=history.head(),
         signature=history.signature,
         leaves=history.leaves,
+        roots=history.roots,
+        times=[json.loads(entry)["time"] for entry in history.encoded],
         reservations=history.reservations,
         round_epsilon=rounds,
-        study_epsilon={study: _epsilon_of(spent, opening.delta) for study, spent in by_study.items()},
+        study_epsilon={
+            study: epsilon_of_reservations(spent, opening.delta) for study, spent in by_study.items()
+        },
         epsilon=epsilon,
         notes=_notes(path, found),
     )
@@ -218,18 +227,19 @@ def _verify_limits(path: Path, delta: float, reservations: Sequence[Reservation]
         is_last = place + 1 == len(reservations)
         if not is_last and reservations[place + 1].epsilon_limit == reservation.epsilon_limit:
             continue
-        epsilon = _epsilon_of(reservations[: place + 1], delta)
-        if _is_above(epsilon, reservation.epsilon_limit):
+        epsilon = epsilon_of_reservations(reservations[: place + 1], delta)
+        if is_above(epsilon, reservation.epsilon_limit):
             first = _first_above(delta, reservations[: place + 1])
             raise LedgerNotVerified(
                 f"line {reservations[first].line} of {path.name} spends epsilon"
-                f" {_epsilon_of(reservations[: first + 1], delta):.6g}, above the limit"
+                f" {epsilon_of_reservations(reservations[: first + 1], delta):.6g}, above the limit"
                 f" {reservations[first].epsilon_limit:g} that it states"
             )
     return epsilon
 
 
-def _is_above(epsilon: float, limit: float | None) -> bool:
+def is_above(epsilon: float, limit: float | None) -> bool:
+    """Tell whether ε passes a limit by more than the last bits in which unlike processors differ."""
     return limit is not None and not epsilon <= limit * (1 + _EPSILON_TOLERANCE)
 
 
@@ -238,13 +248,14 @@ def _first_above(delta: float, reservations: Sequence[Reservation]) -> int:
     limit, low, high = reservations[-1].epsilon_limit, -1, len(reservations) - 1
     while high - low > 1:
         middle = (low + high) // 2
-        is_above = _is_above(_epsilon_of(reservations[: middle + 1], delta), limit)
+        is_passed = is_above(epsilon_of_reservations(reservations[: middle + 1], delta), limit)
         same_limit = reservations[middle].epsilon_limit == limit
-        low, high = (low, middle) if is_above and same_limit else (middle, high)
+        low, high = (low, middle) if is_passed and same_limit else (middle, high)
     return high
 
 
-def _epsilon_of(reservations: Sequence[Reservation], delta: float) -> float:
+def epsilon_of_reservations(reservations: Iterable[Reservation], delta: float) -> float:
+    """Compute ε of reserved rounds together."""
     steps: Counter[Mechanism] = Counter()
     for reservation in reservations:
         steps[reservation.spending.mechanism] += reservation.spending.steps

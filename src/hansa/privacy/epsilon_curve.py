@@ -3,7 +3,7 @@
 Asking dp-accounting for each round anew repeats its transform of the step and its search for a window a thousand times. Here the
 transform of one step is taken once and multiplied on; each round then costs one inverse transform and one pass over the tail:
 
-    F_r = Π F_m^(steps of mechanism m so far),    probabilities of round r = F_r back, read in the window that a Chernoff bound leaves
+    F_r = Π F_m^(steps of m so far),    probabilities of round r = F_r back, read in the window that a Chernoff bound leaves
 
 The grid and the distribution of a step are dp-accounting's, rounded up; mass that may lie outside of the window counts as lost
 ("infinite privacy loss"), so ε stays an upper bound.

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from hansa.privacy.accounting import epsilon_of_all
 
 # A privacy loss wider than this is not computed with but counted as infinite: its ε is in the hundreds, and the
 # grid over it would not fit in memory. A ledger from elsewhere must not be able to stop its reader.
 _LOG_SPREAD_MOST = 2 * math.log(1000.0)
+
+_LAST_SECOND = 253_402_300_799  # of the year 9999
 
 Mechanism = tuple[float, float]  # noise multiplier σ, Poisson rate q
 
@@ -33,6 +36,11 @@ class Spending:
     def place(self) -> tuple[str, int, int]:
         """Study, round and attempt that it is for."""
         return self.study, self.round, self.attempt
+
+
+def month_of(epoch_seconds: float) -> str:
+    """Name the calendar month of a time, YYYY-MM in UTC; times before 1970 and after 9999 count as the first and last month."""
+    return datetime.fromtimestamp(min(max(epoch_seconds, 0), _LAST_SECOND), UTC).strftime("%Y-%m")
 
 
 def total_epsilon(steps: Mapping[Mechanism, int], delta: float) -> float:

@@ -1,0 +1,131 @@
+"""Making a statement: what the owner says, put beside what its ledger says. See `statement` for the form."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hansa.errors import LedgerMismatch, StatementIncomplete
+from hansa.privacy.audit import LedgerAudit, audit_ledger
+from hansa.privacy.code_identity import code_identity
+from hansa.privacy.ledger import LedgerOwner
+from hansa.privacy.ledger_history import Reservation
+from hansa.privacy.statement import (
+    Approval,
+    Code,
+    Dropout,
+    EmpiricalBound,
+    Head,
+    Limits,
+    Statement,
+    StudyRecord,
+)
+from hansa.study import Study
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyFacts:
+    """What a participant knows of a study beside the agreement.
+
+    Attributes:
+        study: The agreement.
+        missing: Rounds whose sum lacks somebody, and who.
+        void_rounds: Rounds that were left behind without a sum.
+        base_model: Hash of the public base model, hexadecimal; None where the participant knows none.
+    """
+
+    study: Study
+    missing: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    void_rounds: Sequence[int] = ()
+    base_model: str | None = None
+
+
+def make_statement(
+    ledger: Path,
+    owner: LedgerOwner,
+    *,
+    data_set: str,
+    limits: Limits,
+    studies: Sequence[StudyFacts],
+    approvals: Sequence[Approval] = (),
+    empirical: Sequence[EmpiricalBound] = (),
+) -> Statement:
+    """Put a statement together; `statement.sign_statement` signs it.
+
+    Args:
+        ledger: The data set's ledger, which is audited first.
+        owner: Whose ledger it is.
+        data_set: What the owner calls the data set.
+        limits: The owner's own limits.
+        studies: Every study in the ledger; further ones may stand there.
+        approvals: Who agreed that a study may use the data set.
+        empirical: What audits of the mechanism showed.
+
+    Raises:
+        LedgerFileMissing, LedgerNotVerified: There is no ledger, or it does not hold: nothing can be stated about it.
+        LedgerMismatch: It is of another participant, key, data set or unit.
+        StatementIncomplete: The ledger names a study that is not among `studies`.
+
+    Guarantees:
+        - What can be read off the ledger is read off it: rounds, noise multipliers, tree head.
+    """
+    audit = audit_ledger(ledger)
+    _verify_owner(audit, owner)
+    known = {facts.study.id: facts for facts in studies}
+    for study in audit.study_epsilon:
+        if study not in known:
+            raise StatementIncomplete(f"{ledger.name} names study {study[:16]}, which is not described")
+    code = code_identity()
+    return Statement(
+        participant=owner.participant,
+        public_key=owner.public_key.hex(),
+        data=owner.data.hex(),
+        data_set=data_set,
+        unit="person" if owner.unit == "person" else "record",
+        delta=audit.opening.delta,
+        limits=limits,
+        studies=tuple(_record(known[study], audit.reservations) for study in sorted(known)),
+        code=Code(version=code.version, sha256=code.sha256.hex(), files=code.files),
+        ledger=Head(size=audit.head.size, root=audit.head.root.hex()),
+        approvals=tuple(approvals),
+        empirical=tuple(empirical),
+        time=int(owner.now()),
+    )
+
+
+def _verify_owner(audit: LedgerAudit, owner: LedgerOwner) -> None:
+    opening = audit.opening
+    mine = (owner.participant, owner.public_key, owner.data, owner.unit)
+    if (opening.participant, opening.public_key, opening.data, opening.unit) != mine:
+        raise LedgerMismatch(
+            f"{audit.path.name} is not the ledger of {owner.participant!r}, its key, data and unit"
+        )
+
+
+def _record(facts: StudyFacts, reservations: Sequence[Reservation]) -> StudyRecord:
+    study = facts.study
+    own = [one for one in reservations if one.spending.study == study.id]
+    return StudyRecord(
+        id=study.id,
+        name=study.name,
+        mode=study.privacy.mode,
+        noise_multipliers=noise_multipliers(own),
+        sample_rate=study.privacy.sample_rate,
+        clip_norm=study.privacy.clip_norm,
+        steps_per_round=study.training.local_steps,
+        rounds_planned=study.training.rounds,
+        rounds_reserved=len({one.spending.round for one in own}),
+        rounds_committed=len({one.spending.round for one in own if one.committed}),
+        cohort=study.aggregation.participants,
+        protections=study.protections(),
+        base_model=facts.base_model,
+        dropouts=tuple(
+            Dropout(round=number, missing=tuple(sorted(names)))
+            for number, names in sorted(facts.missing.items())
+        ),
+        void_rounds=tuple(sorted(facts.void_rounds)),
+    )
+
+
+def noise_multipliers(reservations: Sequence[Reservation]) -> tuple[float, ...]:
+    """Give every noise multiplier that was reserved, in order of size."""
+    return tuple(sorted({one.spending.noise_multiplier for one in reservations if one.spending.steps}))
