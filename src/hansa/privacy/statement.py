@@ -24,10 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hansa import labels
 from hansa.errors import LedgerFileMissing, OutputNotWritable, StatementInvalid
 from hansa.privacy.ledger import Sign
-from hansa.privacy.ledger_format import RELATION
 from hansa.study_problems import problem_of
 
-FORMAT = "hansa/privacy-statement/v1"
 SIGNED_AS = "privacy-statement"
 STATEMENTS = "statement-*.json"
 STATEMENT_BYTES_MOST = 1 << 22
@@ -134,13 +132,13 @@ class Statement(_Part):
         - Two statements that say the same have the same bytes; see `encode`.
     """
 
-    format: Literal["hansa/privacy-statement/v1"] = FORMAT
+    format: Literal["hansa/privacy-statement/v1"] = "hansa/privacy-statement/v1"
     participant: Member
     public_key: Hash
     data: Hash = Field(description="commitment to the data set")
     data_set: Name = Field(description="what the participant calls it")
     unit: Literal["record", "person"]
-    relation: Literal["add-or-remove-one"] = RELATION
+    relation: Literal["add-or-remove-one"] = "add-or-remove-one"
     delta: Probability = Field(description="delta at which the ledger states epsilon")
     limits: Limits
     studies: Annotated[tuple[StudyRecord, ...], Field(max_length=1000)]

@@ -129,17 +129,23 @@ def _verify_study(
     study: StudyRecord, own: Sequence[Reservation], *, is_last: bool, name: str, ledger: str
 ) -> None:
     committed = len({one.spending.round for one in own if one.committed})
-    checks: list[tuple[str, Sequence[float], set[float]]] = [
-        ("rounds paid for", (study.rounds_reserved,), {len({one.spending.round for one in own})}),
-        ("noise multipliers", study.noise_multipliers, set(noise_multipliers(own))),
-        ("sample rate", (study.sample_rate,), {one.spending.sample_rate for one in own}),
-        ("steps of a round", (study.steps_per_round,), {float(one.spending.steps) for one in own}),
-    ]
-    for what, stated, found in checks:
-        if (own or what == "rounds paid for") and set(stated) != found:
-            raise StatementMismatch(
-                f"{name} says {what} {_listed(stated)} of study {study.name!r}, {ledger} says {_listed(found)}"
-            )
+    reserved = len({one.spending.round for one in own})
+    used = noise_multipliers(own)
+    if study.rounds_reserved != reserved:
+        raise StatementMismatch(
+            f"{name} says that {study.rounds_reserved} rounds of study {study.name!r} were paid for, {ledger} says {reserved}"
+        )
+    if study.noise_multipliers != used:
+        raise StatementMismatch(
+            f"{name} says noise multipliers {_listed(study.noise_multipliers)} of study {study.name!r},"
+            f" {ledger} says {_listed(used)}"
+        )
+    # What else a study may spend, such as an evaluation, has a rate and steps of its own.
+    agreed = (study.sample_rate, study.steps_per_round)
+    if own and agreed not in {(one.spending.sample_rate, one.spending.steps) for one in own}:
+        raise StatementMismatch(
+            f"no round of study {study.name!r} in {ledger} has the sample rate {agreed[0]:g} and {agreed[1]} steps of {name}"
+        )
     # Later lines of the ledger may commit what was open when the statement was signed.
     if study.rounds_committed > committed or (is_last and study.rounds_committed != committed):
         raise StatementMismatch(
