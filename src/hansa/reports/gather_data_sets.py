@@ -26,7 +26,7 @@ from hansa.reports.data_set_report import (
     StudySpent,
 )
 
-_LAST_SECOND = 253_402_300_799  # of the year 9999: a clock may say anything
+LAST_SECOND = 253_402_300_799  # of the year 9999: a clock may say anything
 
 
 class DataSets:
@@ -245,4 +245,4 @@ def _approvals(statement: Statement | None, names: Mapping[str, str]) -> tuple[A
 
 def date_of(time: int) -> str:
     """Name the day of a time, YYYY-MM-DD in UTC; times before 1970 and after 9999 are the first and the last day."""
-    return datetime.fromtimestamp(min(max(time, 0), _LAST_SECOND), UTC).strftime("%Y-%m-%d")
+    return datetime.fromtimestamp(min(max(time, 0), LAST_SECOND), UTC).strftime("%Y-%m-%d")
