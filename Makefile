@@ -7,7 +7,7 @@ export PYTHONSAFEPATH := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
 
-.PHONY: help dev check test test-all demo bench bench-gpu clean
+.PHONY: help dev check stubs test test-all demo bench bench-gpu clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ check: $(STAMP)  ## linters, type checker and import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+stubs: $(STAMP)  ## make the gRPC messages and stubs again from the .proto files
+	$(BIN)/python -m grpc_tools.protoc -I src --python_out=src --pyi_out=src --grpc_python_out=src src/hansa/federation/*.proto
 
 test: $(STAMP)  ## all tests but the slow ones
 	$(BIN)/pytest -q -n 2 -m "not slow"

@@ -2,12 +2,14 @@
 
 Error
 ├── UsageError                    exit 2    the command line asks for something that does not exist
+│   └── ParticipantUnknown
 ├── ConfigurationError            exit 78   study.toml or another configuration is wrong
 │   ├── StudyFileMissing, StudySyntaxError, UnknownKey, InvalidValue
 │   ├── RecipeFileMissing, RecipeSyntaxError, RecipeChanged
 │   ├── PrivacyTargetUnreachable, SpentFileMissing (exit 66)
 │   ├── PolicyFileMissing, PolicySyntaxError
-│   ├── DatabaseUnusable, DatabaseNewer
+│   ├── DatabaseUnusable, DatabaseNewer, PortInUse
+│   ├── HomeMissing (exit 66), HomeExists, SettingsMissing (exit 66), SettingsSyntaxError, AuthorityAbsent
 │   └── CohortTooSmall, CohortTooLarge
 ├── DataError                     exit 65   a participant's data does not fit the study
 │   ├── DataFileMissing, ChecksumMismatch
@@ -16,13 +18,18 @@ Error
 │   └── PartitionImpossible
 ├── CheckpointError               exit 65   a model's files are not what they should be; nothing was loaded
 │   ├── CheckpointFileMissing (exit 66), PickleRefused, UnsafeCheckpointPath, CheckpointDamaged, ForeignConfig
-│   └── CheckpointKeyMissing, UnexpectedCheckpointKey, CheckpointShapeMismatch, CheckpointTypeMismatch
+│   └── CheckpointKeyMissing, UnexpectedCheckpointKey, CheckpointShapeMismatch, CheckpointTypeMismatch, BaseMismatch
 ├── AccountantsDisagree           exit 1    independent accountants give different epsilon for the same steps
 ├── AuditFailed                   exit 1    a measurement shows less privacy than the accounting claims
 ├── ExtraMissing                  exit 78   a package of an optional extra is not installed
 ├── PolicyRefusal                 exit 3    a participant refuses; nothing was spent
 │   ├── BudgetExhausted, LedgerDamaged, LedgerMismatch, LayerMissing, UnknownStudy, CohortBelowPolicy
 │   └── ReleaseNotAgreed, TooManyRounds, ModelNotAllowed, SubmitterNotAllowed
+├── FederationError               exit 4    who somebody is, or what somebody signed, is not what it must be
+│   ├── DocumentMalformed (exit 65), DocumentRejected, FingerprintMismatch, NotAMember
+│   ├── InvitationUnknown, InvitationExpired, InvitationUsed, InvitationExhausted, RequestForeign, ParticipantRevoked
+│   ├── ParticipantExists, AlreadyApproved and AlreadyAnswered (exit 1), CommandStale (exit 1)
+│   └── NothingRequested, EnrolmentPending and NotEnoughApprovals (exit 75)
 ├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
 │   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
 │   ├── StaleRound, WrongSession, PackageReuse, OwnKeyMismatch, UploadReuse, OutOfOrder
@@ -32,10 +39,12 @@ Error
 │   ├── PackageHashMismatch, ShareOpenFailed, ShareHashMismatch, ShareCommitmentMismatch, NotEnoughShares
 │   ├── PackageLeavesMissing
 │   ├── NotInCohort, RosterNotSubset, RosterTooSmall, RosterEquivocation, NotEnoughConsents
-│   ├── OwnUploadMissing, OwnUploadAltered, GroupSealInvalid, UploadTooSlow, ResultExpired, CertificateRejected
+│   ├── OwnUploadMissing, OwnUploadAltered, GroupSealInvalid, UploadTooSlow, ResultExpired, CertificateRejected (exit 4)
 │   ├── ParticipantLost
 │   │   └── ParticipantRefused
 │   └── UpdateShapeMismatch, UpdateNotFinite, UpdateOutOfRange
+├── TransportError                exit 69   the way to a peer does not exist, or not as it was agreed
+│   └── CoordinatorUnreachable, AuthenticationFailed (exit 4), TooManyCalls (exit 75)
 ├── AuditError                    exit 1    an audit found something that does not hold
 │   ├── LedgerNotVerified, HistoryForked, ProofInvalid, LedgerFileMissing (exit 66)
 │   └── StatementInvalid, StatementMismatch, RecordsContradict, StatementIncomplete (exit 66)
@@ -43,6 +52,7 @@ Error
 ├── OutputNotWritable             exit 73   a report cannot be written where it was asked for
 ├── StateError                    exit 1    what a party must remember is damaged, in use or not writable
 │   └── StoreDamaged, StoreInUse, StoreNotWritable and JournalNotWritable (exit 73), KeyFileUnsafe (exit 78)
+│       └── SpoolQuotaExceeded (exit 75)
 ├── TrainingDiverged              exit 1    a public training ended in numbers that are not finite
 ├── WorkerFailed                  exit 1    a worker process of the embedded consortium died
 ├── InternalFailure               exit 1    something failed that hansa did not foresee
@@ -80,6 +90,13 @@ class UsageError(Error):
     code = "usage"
     exit_status = 2
     default_hint = "see --help of the command"
+
+
+class ParticipantUnknown(UsageError):
+    """The consortium knows no participant of this name."""
+
+    code = "participant_unknown"
+    default_hint = "`hansa participant list` shows the names; `hansa participant invite NAME` adds one"
 
 
 # -- configuration ---------------------------------------------------------------------------------------
@@ -182,6 +199,52 @@ class DatabaseNewer(ConfigurationError):
 
     code = "database_newer"
     default_hint = "run the version of hansa that used it last, or a newer one"
+
+
+class HomeMissing(ConfigurationError):
+    """The folder is not the home of a coordinator or of a participant."""
+
+    code = "home_missing"
+    exit_status = 66
+    default_hint = (
+        "give the folder with --home; `hansa consortium init` and `hansa participant join` make one"
+    )
+
+
+class HomeExists(ConfigurationError):
+    """The folder holds a consortium or a participant already; nothing in it was changed."""
+
+    code = "home_exists"
+    default_hint = "choose another folder with --home; keys are never overwritten"
+
+
+class SettingsMissing(ConfigurationError):
+    """coordinator.toml or participant.toml cannot be read."""
+
+    code = "settings_missing"
+    exit_status = 66
+    default_hint = "give the folder that holds it with --home"
+
+
+class SettingsSyntaxError(ConfigurationError):
+    """coordinator.toml or participant.toml is not TOML."""
+
+    code = "settings_syntax"
+    default_hint = "correct the file; docs/pki.md lists its keys"
+
+
+class AuthorityAbsent(ConfigurationError):
+    """The authority's key is not on this machine, or not readable."""
+
+    code = "authority_absent"
+    default_hint = "run the command where the authority's key is kept, or give its folder with --authority"
+
+
+class PortInUse(ConfigurationError):
+    """Another process listens on a port that a daemon needs, or the address is not of this machine."""
+
+    code = "port_in_use"
+    default_hint = "end the other process, or choose another port in the configuration"
 
 
 class CohortTooSmall(ConfigurationError):
@@ -338,6 +401,13 @@ class CheckpointTypeMismatch(CheckpointError):
     default_hint = "convert quantised weights to bfloat16 first"
 
 
+class BaseMismatch(CheckpointError):
+    """A base model is not the one that was agreed on, or not one for this study."""
+
+    code = "base_mismatch"
+    default_hint = "use the base file that the study was proposed with; `hansa study base` makes one"
+
+
 class ExtraMissing(Error):
     """A package of an optional extra is not installed."""
 
@@ -445,6 +515,150 @@ class ReleaseNotAgreed(PolicyRefusal):
     code = "release_not_agreed"
 
 
+# -- federation ------------------------------------------------------------------------------------------
+
+
+class FederationError(Error):
+    """Who somebody is, or what somebody signed, is not what it must be. Nothing was accepted."""
+
+    code = "federation"
+    exit_status = 4
+    default_hint = "compare fingerprints with the other side by telephone"
+
+
+class DocumentMalformed(FederationError):
+    """A document is not in its one canonical form, or a field is missing, unknown or of the wrong type."""
+
+    code = "document_malformed"
+    exit_status = 65
+    default_hint = "ask for the document again; it must arrive byte for byte as it was made"
+
+
+class DocumentRejected(FederationError):
+    """A document is signed by another key, or is for another consortium, participant, study or time."""
+
+    code = "document_rejected"
+    default_hint = "do not use the document; ask whoever it names how it came about"
+
+
+class FingerprintMismatch(FederationError):
+    """A fingerprint is not the one that was read out."""
+
+    code = "fingerprint_mismatch"
+    default_hint = (
+        "ask the other side to read its fingerprint again; if it still differs, somebody stands in between"
+    )
+
+
+class NotAMember(FederationError):
+    """Whoever calls a service shows no certificate of a present member."""
+
+    code = "not_a_member"
+    default_hint = "enrol with `hansa participant join`, or renew the certificates if they have ended"
+
+
+class InvitationUnknown(FederationError):
+    """There is no invitation for this name, or the request does not prove that its sender has it."""
+
+    code = "invitation_unknown"
+    default_hint = "ask the consortium's admin for an invitation"
+
+
+class InvitationExpired(FederationError):
+    """The invitation has ended."""
+
+    code = "invitation_expired"
+    default_hint = "ask the consortium's admin for another invitation"
+
+
+class InvitationUsed(FederationError):
+    """The invitation was used before, with other keys."""
+
+    code = "invitation_used"
+    default_hint = (
+        "ask the consortium's admin for another invitation; if you did not use this one, somebody else did"
+    )
+
+
+class InvitationExhausted(FederationError):
+    """Too many wrong requests came under this invitation."""
+
+    code = "invitation_exhausted"
+    default_hint = (
+        "ask the consortium's admin for another invitation, and tell that somebody tried to use this one"
+    )
+
+
+class RequestForeign(FederationError):
+    """A request is for another consortium or another participant."""
+
+    code = "request_foreign"
+    default_hint = "give the request that this participant made for this consortium"
+
+
+class ParticipantRevoked(FederationError):
+    """The participant's certificates are revoked."""
+
+    code = "participant_revoked"
+    default_hint = "a revoked participant takes part again only by a new invitation, with new keys"
+
+
+class ParticipantExists(FederationError):
+    """There is a participant of this name already."""
+
+    code = "participant_exists"
+    exit_status = 1
+    default_hint = "choose another name, or revoke the participant first"
+
+
+class AlreadyApproved(FederationError):
+    """The participant was approved before; its certificates stand."""
+
+    code = "already_approved"
+    exit_status = 1
+    default_hint = "`hansa participant renew NAME` makes new certificates for the same identity"
+
+
+class AlreadyAnswered(FederationError):
+    """The participant answered this proposal before, with another answer."""
+
+    code = "already_answered"
+    exit_status = 1
+    default_hint = "an answer stands; the author may propose the study again"
+
+
+class CommandStale(FederationError):
+    """A command to a study is older than one that was carried out."""
+
+    code = "command_stale"
+    exit_status = 1
+    default_hint = "the command was overtaken by a later one; give another one"
+
+
+class NothingRequested(FederationError):
+    """The participant has not sent its request yet."""
+
+    code = "nothing_requested"
+    exit_status = 75
+    default_hint = "wait for the participant's `hansa participant join`, or give its file with --request"
+
+
+class EnrolmentPending(FederationError):
+    """The consortium's admin has not approved the request yet."""
+
+    code = "enrolment_pending"
+    exit_status = 75
+    default_hint = "read your fingerprint to the admin, then run `hansa participant join --resume`"
+
+
+class NotEnoughApprovals(FederationError):
+    """Fewer participants approved the study than it needs."""
+
+    code = "not_enough_approvals"
+    exit_status = 75
+    default_hint = "wait for more approvals, or propose a study for fewer participants"
+
+
 # -- protocol --------------------------------------------------------------------------------------------
 
 
@@ -477,6 +691,7 @@ class CertificateRejected(ProtocolError):
     """A certificate or revocation list is not a valid one of the pinned authority for this member and key."""
 
     code = "certificate_rejected"
+    exit_status = 4
     default_hint = (
         "compare it with the pinned authority and roster; the authority issues another one for the same key"
     )
@@ -759,6 +974,40 @@ class UpdateOutOfRange(ProtocolError):
     code = "update_out_of_range"
 
 
+# -- transport -------------------------------------------------------------------------------------------
+
+
+class TransportError(Error):
+    """A peer cannot be reached, or not as the one that it must be. Nothing was agreed on; it can be tried again."""
+
+    code = "transport"
+    exit_status = 69
+    default_hint = "look at the network between here and the coordinator, and at the coordinator's log"
+
+
+class CoordinatorUnreachable(TransportError):
+    """The coordinator did not answer until the time for trying was over."""
+
+    code = "coordinator_unreachable"
+    default_hint = "check address, port and firewall, and whether the coordinator runs; what was sent already is not lost"
+
+
+class AuthenticationFailed(TransportError):
+    """The other end of a connection does not show a valid certificate of the consortium for the name that was called."""
+
+    code = "authentication_failed"
+    exit_status = 4
+    default_hint = "compare the authority's certificate, the coordinator's name and both clocks; send nothing until they agree"
+
+
+class TooManyCalls(TransportError):
+    """A caller has more calls in progress than one caller may have."""
+
+    code = "too_many_calls"
+    exit_status = 75
+    default_hint = "run one participant under one certificate; calls that hang are given up after a while"
+
+
 # -- audit -----------------------------------------------------------------------------------------------
 
 
@@ -880,6 +1129,16 @@ class JournalNotWritable(StateError):
     code = "journal_not_writable"
     exit_status = 73
     default_hint = "free disk space or bring the database back, then try again"
+
+
+class SpoolQuotaExceeded(StoreNotWritable):
+    """An upload would take more of the coordinator's disk than its member, or all members together, may have."""
+
+    code = "spool_quota_exceeded"
+    exit_status = 75
+    default_hint = (
+        "the coordinator's administrator can raise the quota of its spool; then the same upload is sent again"
+    )
 
 
 class KeyFileUnsafe(StateError):

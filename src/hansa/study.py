@@ -321,6 +321,11 @@ class Study(_Settings):
         }
 
 
+def study_of(agreement: dict[str, Any]) -> Study:
+    """Make the study of a parsed agreement, as `json.loads` or `tomllib.loads` gives it; raises as `load_study` does."""
+    return _validate(agreement)
+
+
 def load_study(path: Path) -> Study:
     """Read a study file.
 

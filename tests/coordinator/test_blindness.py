@@ -243,7 +243,7 @@ def test_no_object_of_the_coordinator_is_or_holds_a_secret(house, secrets, monke
     assert len(graphs) == 2
     # The certificate of a round with a dropout was there to be found.
     assert secrets.pieces.keys() >= PACKAGES
-    assert all(set(loop._certificates) <= {2} for loop in loops)
+    assert all(set(loop._state.certificates) <= {2} for loop in loops)
     for graph in graphs:
         kinds = {type(thing) for thing in graph}
         # The walk has seen what it had to see, and the bytes that the coordinator does hold.

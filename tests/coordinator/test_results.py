@@ -34,8 +34,34 @@ def test_a_result_is_what_was_sealed_and_its_file_holds_ciphertexts_only(kept, t
     kept.keep((1, 0), seal_of([b"header a", b"header b"]))
     assert kept.headers((1, 0)) == [b"header a", b"header b"]
     assert list(kept.ciphertexts((1, 0))) == list(kept.ciphertexts((1, 0))) == SUMS
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.aggregate")
     assert file.read_bytes() == b"".join(SUMS)
+
+
+def test_made_anew_on_the_same_folder_it_has_the_same_results(kept, tmp_path):
+    kept.keep((1, 0), seal_of([b"header a", b"header b"]))
+    kept.keep((2, 3), seal_of([b"header c"]))
+    (tmp_path / "round-3-attempt-0.aggregate").write_bytes(b"its headers were never written")
+    (tmp_path / "round-4-attempt-0.part").write_bytes(b"half")
+    (tmp_path / "note.txt").write_bytes(b"not ours")
+    again = RoundResults(tmp_path, rounds=3)
+    assert len(again) == 2
+    assert again.headers((1, 0)) == [b"header a", b"header b"]
+    assert list(again.ciphertexts((2, 3))) == SUMS
+    with pytest.raises(StaleRound):
+        again.headers((3, 0))
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "note.txt", "round-1-attempt-0.aggregate", "round-1-attempt-0.headers",
+        "round-2-attempt-3.aggregate", "round-2-attempt-3.headers",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"\xff\xff", b"\x01", b"\x81\x01"])
+def test_spoilt_headers_are_noticed_when_results_are_made_anew(kept, tmp_path, spoilt):
+    kept.keep((1, 0), seal_of([b"header"]))
+    (tmp_path / "round-1-attempt-0.headers").write_bytes(spoilt)
+    with pytest.raises(StoreDamaged):
+        RoundResults(tmp_path)
 
 
 @pytest.mark.parametrize("at", [(2, 0), (1, 1), (0, 0)])
@@ -69,7 +95,7 @@ def test_forgotten_rounds_leave_no_file(kept, tmp_path):
     for number in (1, 2, 3):
         kept.keep((number, 0), seal_of([b"header"]))
     kept.forget(3)
-    assert [path.name for path in tmp_path.iterdir()] == ["round-3-attempt-0.aggregate"]
+    assert {path.stem for path in tmp_path.iterdir()} == {"round-3-attempt-0"}
     with pytest.raises(StaleRound):
         kept.headers((2, 0))
     kept.forget(4)
@@ -110,7 +136,7 @@ def test_a_result_that_cannot_be_written_again_leaves_the_one_before(kept):
 
 def test_an_altered_or_removed_file_is_a_named_error(kept, tmp_path):
     kept.keep((1, 0), seal_of([b"header"]))
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("*.aggregate")
     os.truncate(file, EXPANDED_BYTES + 1)
     with pytest.raises(StoreDamaged, match="altered"):
         list(kept.ciphertexts((1, 0)))
@@ -123,7 +149,7 @@ def test_without_a_folder_the_files_are_gone_with_the_object():
     kept = RoundResults()
     kept.keep((1, 0), seal_of([b"header"]))
     folder = kept._folder
-    assert len(list(folder.iterdir())) == 1
+    assert len(list(folder.iterdir())) == 2
     assert folder.stat().st_mode & 0o077 == 0
     del kept
     gc.collect()

@@ -7,7 +7,7 @@ import pytest
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.app import Error as FlowerError
 
-from hansa.coordinator import rounds
+from hansa.coordinator import attempts
 from hansa.errors import (
     BadSignature,
     CohortMismatch,
@@ -129,13 +129,13 @@ def test_a_strict_round_is_three_exchanges_with_every_member(strict_house):
 
 @pytest.mark.parametrize("mode", ["quorum", "strict"])
 def test_hashes_are_compared_in_every_round(house, strict_house, monkeypatch, mode):
-    compared, verify = [], rounds.verify_results
+    compared, verify = [], attempts.verify_results
 
     def verify_and_note(results, roster, epoch, round_index, attempt, minimum):
         verify(results, roster, epoch, round_index, attempt, minimum)
         compared.append((epoch, round_index, len(results), minimum))
 
-    monkeypatch.setattr(rounds, "verify_results", verify_and_note)
+    monkeypatch.setattr(attempts, "verify_results", verify_and_note)
     (house if mode == "quorum" else strict_house).run()
     minimum = 3 if mode == "quorum" else 4
     assert compared == [(1, 1, 4, minimum), (1, 2, 4, minimum)]

@@ -14,7 +14,7 @@ import pytest
 import hansa
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("coordinator", "kernels", "models", "participant", "privacy", "secure_agg")
+ROOMS = ("coordinator", "federation", "kernels", "models", "participant", "privacy", "secure_agg")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -70,6 +70,8 @@ def test_the_wheel_holds_hansa_and_its_metadata_and_nothing_else(wheel):
     sources = ROOT / "src"
     expected = {str(path.relative_to(sources)) for path in (sources / "hansa").rglob("*.py")}
     expected |= {"hansa/py.typed", "hansa/demo/report.html.j2"}
+    for suffix in ("proto", "pyi"):
+        expected |= {str(path.relative_to(sources)) for path in (sources / "hansa").rglob(f"*.{suffix}")}
     assert {name for name in names if name.startswith("hansa/")} == expected
     assert f"{metadata}/licenses/LICENSE" in names
     assert zipfile.ZipFile(wheel).read(f"{metadata}/top_level.txt").decode().split() == ["hansa"]
@@ -100,7 +102,7 @@ for name in names:
     importlib.import_module(name)
 for name in names:
     assert sys.modules[name].__file__.startswith(sys.argv[1]), sys.modules[name].__file__
-assert not {"coordinator", "kernels", "models", "participant", "privacy", "secure_agg"} & set(sys.modules)
+assert not {"coordinator", "federation", "kernels", "models", "participant", "privacy", "secure_agg"} & set(sys.modules)
 print(len(names))
 """
     done = run(

@@ -39,6 +39,7 @@ class AggregationService:
         - No upload waits for the bytes of another one. One that is too slow is given up at the first byte after its
           time, when its member begins again, or when the roster is closed, whichever is first.
         - What a member that stays away costs is bounded: results lie on disk, and the oldest is removed.
+        - A service that is made anew on the same folder serves what was closed before.
         - It holds no secret: what it adds it cannot read.
     """
 
@@ -101,6 +102,27 @@ class AggregationService:
             if self._running is not None:
                 self._earlier_uplink_bytes += self._running.uplink_bytes
             self._at, self._running = (round_index, attempt), aggregator
+            return aggregator
+
+    def resume(self, epoch: int, round_index: int, attempt: int, cohort: Collection[str]) -> RoundAggregator:
+        """Stand after `close` again, from the result that a process before this one kept; arguments as for `begin`.
+
+        Raises:
+            StaleRound, ResultExpired, StoreDamaged: The result is not there, or not whole.
+            See `RoundAggregator.reseal` for everything else.
+        """
+        at = (round_index, attempt)
+        aggregator = RoundAggregator(
+            roster=self._roster,
+            terms=self._terms,
+            epoch=epoch,
+            round_index=round_index,
+            attempt=attempt,
+            cohort=cohort,
+        )
+        aggregator.reseal(self._results.headers(at), self._results.ciphertexts(at))
+        with self._lock:
+            self._at, self._running = at, aggregator
             return aggregator
 
     def begin_upload(self, round_index: int, attempt: int, header: bytes) -> ArrivingUpload:

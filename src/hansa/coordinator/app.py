@@ -6,8 +6,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from hansa.coordinator.aggregator import AggregationService
+from hansa.coordinator.loop_state import Records
 from hansa.coordinator.rounds import RoundLoop, RoundSummary
 from hansa.errors import CohortMismatch
+from hansa.secure_agg.certificates import RevocationList
 from hansa.secure_agg.identity import Roster
 from hansa.secure_agg.parameters import Terms
 
@@ -23,6 +25,9 @@ def make_server_app(
     deadline_seconds: float,
     on_round: Callable[[RoundSummary], None],
     ciphertext_count: int | None = None,
+    records: Records | None = None,
+    revoked: Callable[[], RevocationList | None] = lambda: None,
+    may_go_on: Callable[[], bool] = lambda: True,
 ) -> ServerApp:
     """Make the ServerApp that runs the rounds of one study; arguments as for `RoundLoop`.
 
@@ -47,6 +52,9 @@ def make_server_app(
             deadline_seconds=deadline_seconds,
             on_round=on_round,
             ciphertext_count=ciphertext_count,
+            records=records,
+            revoked=revoked,
+            may_go_on=may_go_on,
         ).run()
 
     return app

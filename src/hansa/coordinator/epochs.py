@@ -4,10 +4,11 @@ An epoch needs every member of the roster. A set-up that somebody breaks off is 
 fresh keys; members that had entered leave that one epoch behind like any other.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from hansa.coordinator.exchange import Exchange, Reply, one, several
 from hansa.errors import Error, MalformedMessage, ParticipantLost, ParticipantRefused, ProtocolError
+from hansa.secure_agg.certificates import RevocationList
 from hansa.secure_agg.identity import Roster
 from hansa.secure_agg.parameters import Terms
 from hansa.secure_agg.relay import EpochRelay, PackageBoard
@@ -23,9 +24,12 @@ class Epochs:
         roster: Members.
         terms: Mode and threshold.
         on_entered: Called with number, deal and votes of each epoch that was entered.
+        on_setup: Called with the number of an epoch before members are asked to join it.
+        revoked: Gives the authority's revocation list, where the consortium uses one.
 
     Attributes:
         number: Number of the running epoch, 0 before the first.
+        tried: Highest number that a set-up was begun under.
         board: Unused packages of its members.
     """
 
@@ -36,10 +40,12 @@ class Epochs:
         terms: Terms,
         *,
         on_entered: Callable[[int, bytes, list[bytes]], None] = lambda *_: None,
+        on_setup: Callable[[int], None] = lambda _: None,
+        revoked: Callable[[], RevocationList | None] = lambda: None,
     ) -> None:
         self._exchange, self._roster, self._terms = exchange, roster, terms
-        self._on_entered = on_entered
-        self.number = 0
+        self._on_entered, self._on_setup, self._revoked = on_entered, on_setup, revoked
+        self.number = self.tried = 0
         self.board = PackageBoard(roster, terms, 0)
 
     def enter(self, before: Callable[[], object] = lambda: None) -> None:
@@ -55,10 +61,11 @@ class Epochs:
         first: ParticipantLost | None = None
         for _ in range(MOST_SETUPS):
             before()
+            self.tried += 1  # some may enter it, whatever comes of it: its number is spent
+            self._on_setup(self.tried)
             try:
-                self._set_up(self.number + 1)
+                self._set_up(self.tried)
             except ParticipantLost as lost:
-                self.number += 1  # some may have entered it: its number is spent
                 first = first or lost
                 if isinstance(lost, ParticipantRefused):
                     break
@@ -67,7 +74,8 @@ class Epochs:
         raise first or ParticipantLost("no epoch was set up")
 
     def _set_up(self, number: int) -> None:
-        relay, everybody = EpochRelay(self._roster, number), self._roster.participants
+        relay = EpochRelay(self._roster, number, revoked=self._revoked())
+        everybody = self._roster.participants
         for reply in self._all("query.join", everybody, ("join",), number).values():
             relay.accept_join(one(reply, "join"))
         dealt = self._all("query.deal", (relay.dealer,), ("deal",), number, joins=relay.joins())
@@ -81,6 +89,11 @@ class Epochs:
             post(board, reply, len(everybody))
         self.number, self.board = number, board
         self._on_entered(number, relay.deal(), relay.votes())
+
+    def resume(self, number: int, tried: int, handed_out: Mapping[str, int]) -> None:
+        """Stand in an epoch again after a restart; its packages are asked for anew."""
+        self.number, self.tried = number, tried
+        self.board = PackageBoard(self._roster, self._terms, number, handed_out=handed_out)
 
     def refill(self, members: Collection[str]) -> dict[str, Error]:
         """Ask the members that have no unused package on the board for new ones; say who did not answer and why."""

@@ -136,6 +136,10 @@ class Journal:
             change = _at(sa.update(RECORDS), scope, name).where(RECORDS.c.value == expected)
             return connection.execute(change.values(value=value)).rowcount == 1
 
+    def records(self, scope: str) -> "ScopedRecords":
+        """Give the records of one scope, for whoever keeps its state there."""
+        return ScopedRecords(self, scope)
+
     def event(self, kind: str, *, study: str = "", **detail: Any) -> None:
         """Note that something happened. Raises as `put`."""
         values = {
@@ -184,6 +188,21 @@ class Journal:
         except (SQLAlchemyError, OSError) as error:
             reason = str(getattr(error, "orig", None) or error).splitlines()[0]
             raise JournalNotWritable(f"database {self.name} was not written: {reason[:200]}") from error
+
+
+class ScopedRecords:
+    """The records of one scope of a journal."""
+
+    def __init__(self, journal: Journal, scope: str) -> None:
+        self._journal, self._scope = journal, scope
+
+    def items(self) -> Mapping[str, bytes]:
+        """Give all records by name."""
+        return self._journal.items(self._scope)
+
+    def put(self, records: Mapping[str, bytes | None]) -> None:
+        """Write records, or remove those that are None; as `Journal.put`."""
+        self._journal.put(self._scope, records)
 
 
 class _Present(Exception):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hansa.models.config import ModelConfig
 from hansa.models.experts import Experts
+from hansa.models.saving import fill, tensors_of
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
 from hansa.study import Study
@@ -48,7 +49,7 @@ class Base:
     Attributes:
         config: Sizes of the model.
         used_JZ: Which encoded values are used.
-        weights: Every parameter by name.
+        weights: Every parameter by name, and the frozen factors A: drawn anew, they could differ in the last bit.
         layout: Order of the trained part.
     """
 
@@ -61,7 +62,7 @@ class Base:
         """Make a copy, its trained part at the start and everything else frozen."""
         with torch.random.fork_rng(devices=[]):
             model = FeatureTransformer(self.config, self.used_JZ)
-        model.load_state_dict(dict(self.weights))
+        fill(model, {name: tensor.clone() for name, tensor in self.weights.items()})
         self.layout.freeze_rest(model)
         return model.eval()
 
@@ -90,11 +91,20 @@ def make_base(
         torch.manual_seed(seed)
         model = FeatureTransformer(config, used_JZ)
     pretrain(model, features, pretraining, seed, progress=progress)
+    weights = {name: tensor.detach().clone() for name, tensor in weights_of(model).items()}
+    return Base(config=config, used_JZ=used_JZ, weights=weights, layout=layout_of(study, model))
+
+
+def weights_of(model: FeatureTransformer) -> dict[str, Tensor]:
+    """Give what a base keeps of a model."""
+    return {name: tensor for name, tensor in tensors_of(model).items() if name != "used_JZ"}
+
+
+def layout_of(study: Study, model: FeatureTransformer) -> TrainableLayout:
+    """Say what of a model a study trains, and in which order."""
     trained = ["embedding", "class_token"] if study.adapters.train_embeddings else []
     trained += ["head"] if study.adapters.train_head else []
-    layout = TrainableLayout(model, trained)
-    weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    return Base(config=config, used_JZ=used_JZ, weights=weights, layout=layout)
+    return TrainableLayout(model, trained)
 
 
 class _Decoder(nn.Module):

@@ -55,7 +55,7 @@ def save_model(model: Model, folder: Path, *, training: Mapping[str, Any] | None
         - `load_model` gives every number back bit by bit.
     """
     folder = Path(folder)
-    state = {name: tensor.detach().contiguous() for name, tensor in _tensors(model).items()}
+    state = {name: tensor.detach().contiguous() for name, tensor in tensors_of(model).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # 1 the weights, under a name of their own
@@ -103,7 +103,7 @@ def load_model(folder: Path) -> Model:
             raise CheckpointDamaged(f"{weights} does not have the SHA-256 that config.json names")
         state = {name: files.read(name) for name in sorted(files.names())}
     model = _empty(config, state)
-    expected = {name: tuple(tensor.shape) for name, tensor in _tensors(model).items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
     for name, shape in expected.items():
         if name not in state:
             raise CheckpointKeyMissing(f"{name} is not in {weights}")
@@ -112,7 +112,7 @@ def load_model(folder: Path) -> Model:
     unexpected = sorted(state.keys() - expected.keys())
     if unexpected:
         raise UnexpectedCheckpointKey(f"{unexpected[0]} is in {weights} and has no place in the model")
-    _fill(model, state)
+    fill(model, state)
     TrainableLayout(model, ()).freeze_rest(model)
     return model.eval()
 
@@ -127,7 +127,7 @@ def _empty(config: ModelConfig, state: dict[str, Tensor]) -> Model:
         return FeatureTransformer(config, used_JZ)
 
 
-def _tensors(model: Model) -> dict[str, Tensor]:
+def tensors_of(model: Model) -> dict[str, Tensor]:
     """Everything that makes the model: parameters, factors A, and the used values of a table."""
     buffers = {
         name: tensor for name, tensor in model.named_buffers() if is_adapter(name) or name == "used_JZ"
@@ -135,7 +135,8 @@ def _tensors(model: Model) -> dict[str, Tensor]:
     return {**model.state_dict(), **buffers}
 
 
-def _fill(model: Model, state: dict[str, Tensor]) -> None:
+def fill(model: Model, state: Mapping[str, Tensor]) -> None:
+    """Give a model the tensors that `tensors_of` took from one of the same shape."""
     owned = model.state_dict().keys()
     model.load_state_dict({name: tensor for name, tensor in state.items() if name in owned}, assign=True)
     for name, tensor in state.items():

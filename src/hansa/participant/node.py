@@ -188,7 +188,9 @@ class ParticipantNode(NodeCore):
 
     def open(self, round_index: int, attempt: int) -> tuple[bytes, Packages]:
         """Steps 2 and 3 in strict mode: open the sum of the whole roster and apply it; as `unmask`."""
-        if self._progress.awaits_close == (round_index, attempt):
+        if (
+            round_index == self.state.round and self._progress.result
+        ):  # closed or not: a coordinator that was restarted asks
             return self._confirmed()
         machine = self._running(round_index, attempt)
         headers, aggregate = self._clock.timed(

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from hansa.errors import (
+    CohortMismatch,
     CohortTooSmall,
     DuplicateMessage,
     Error,
@@ -29,7 +30,7 @@ from hansa.errors import (
     RosterTooSmall,
 )
 from hansa.secure_agg.arriving import ArrivingUpload, IsLate, never_late
-from hansa.secure_agg.cohort import CiphertextListHash, roster_hash, verify_round
+from hansa.secure_agg.cohort import CiphertextListHash, open_each, roster_hash, verify_round
 from hansa.secure_agg.expected import ExpectedHeader
 from hansa.secure_agg.identity import Roster
 from hansa.secure_agg.messages import Consent, Release, UploadHeader, message_type, open_signed
@@ -283,6 +284,40 @@ class RoundAggregator:
         """Step R2 with the whole aggregate in memory: return headers and aggregate; see `seal`."""
         aggregate: list[bytes] = []
         return self.seal(aggregate.append), aggregate
+
+    def reseal(self, headers: Iterable[bytes], aggregate: Iterable[bytes]) -> None:
+        """Step R2 after a restart: stand where `seal` had ended, from what it gave.
+
+        Args:
+            headers: Signed headers of the roster.
+            aggregate: Ciphertexts of the aggregate, in order; hashed only.
+
+        Raises:
+            MalformedMessage, UnknownSender, BadSignature, WrongSession, WrongEpoch: See `messages.open_signed`.
+            StaleRound, StateRollback: Another round or attempt.
+            NotInCohort: A member outside the cohort.
+            CohortMismatch: The headers are not all of one cohort.
+            RosterTooSmall: Fewer than the threshold.
+
+        Guarantees:
+            - Answers that were signed for the roster before the restart are taken, and no others.
+        """
+        found = open_each(headers, UploadHeader, self._roster, self._epoch)
+        cohorts = {header.cohort_hash for header, _ in found.values()}
+        for header, _ in found.values():
+            verify_round(header, self._round, self._attempt)
+            if header.sender not in self.cohort:
+                raise NotInCohort(f"{header.sender!r} is not in the cohort of round {self._round}")
+        if len(cohorts) > 1:
+            raise CohortMismatch(f"the headers of round {self._round} are of {len(cohorts)} cohorts")
+        running = CiphertextListHash()
+        for ciphertext in aggregate:
+            running.update(ciphertext)
+        with self._lock:
+            self._headers = {name: signed for name, (_, signed) in found.items()}
+            self._verify_enough()
+            self._cohort_hash = cohorts.pop()
+            self._roster_hash = roster_hash(self._cohort_hash, self._headers, running.digest())
 
     # -- R3, R4 --------------------------------------------------------------------------------------
 

@@ -11,13 +11,14 @@ from datetime import datetime
 from typing import Self
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from hansa.errors import CertificateRejected, Error, InvalidValue, MessageTooLarge
 from hansa.secure_agg.certificates import MAXIMUM_CERTIFICATE_BYTES, verify_authority
-from hansa.secure_agg.identity import RandomBytes, verify_participant_id
+from hansa.secure_agg.identity import Identity, RandomBytes, verify_participant_id
 
 
 class CertificateAuthority:
@@ -79,6 +80,10 @@ class CertificateAuthority:
         """Read an authority from its 32 secret bytes and its certificate."""
         return cls(Ed25519PrivateKey.from_private_bytes(secret), certificate, random_bytes)
 
+    def sign(self, message_type: str, body: bytes) -> bytes:
+        """Sign a document in the authority's name; see `Identity.sign`. Certificates begin otherwise: neither is ever the other."""
+        return Identity(self._private).sign(message_type, body)
+
     def export(self) -> bytes:
         """Return the 32 secret bytes, for the authority's own encrypted store only."""
         return self._private.private_bytes_raw()
@@ -103,21 +108,55 @@ class CertificateAuthority:
             MalformedMessage: The id is none.
         """
         verify_participant_id(participant)
-        key = _requested_key(request, participant)
+        key = requested_key(request, participant)
+        # Members are clients of the coordinator. A server's certificate of the same authority is no member's.
+        return self.certify(
+            key,
+            name=participant,
+            purpose=ExtendedKeyUsageOID.CLIENT_AUTH,
+            not_before=not_before,
+            not_after=not_after,
+        )
+
+    def certify(
+        self,
+        key: Ed25519PublicKey | EllipticCurvePublicKey,
+        *,
+        name: str,
+        purpose: x509.ObjectIdentifier,
+        not_before: datetime,
+        not_after: datetime,
+        alternative_names: Iterable[x509.GeneralName] = (),
+    ) -> bytes:
+        """Sign a certificate for a key. Whose key it is has been checked before: see `issue` and `federation.tls_authority`.
+
+        Args:
+            key: The public key.
+            name: Common name.
+            purpose: Extended key usage, for a client or a server.
+            not_before: Begin of its validity.
+            not_after: End of its validity.
+            alternative_names: Subject alternative names.
+
+        Returns:
+            The certificate, DER.
+
+        Raises:
+            InvalidValue: The end is not after the begin, or later than the authority's own.
+        """
         end = x509.load_der_x509_certificate(self.certificate).not_valid_after_utc
         if (
             not_after.utcoffset() is not None and not_after.replace(microsecond=0) > end
         ):  # X.509 has whole seconds
             raise InvalidValue("a certificate cannot outlast its authority")
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, participant)])
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = _builder(subject, self._subject, key, not_before, not_after, self._random_bytes)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         builder = builder.add_extension(_key_usage("digital_signature"), critical=True)
-        # Members are clients of the coordinator. A server's certificate of the same authority is no member's.
-        builder = builder.add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False
-        )
+        builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         builder = builder.add_extension(self._key_identifier(), critical=False)
+        if names := list(alternative_names):
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         return builder.sign(self._private, None).public_bytes(Encoding.DER)
 
     def revocation_list(
@@ -163,7 +202,8 @@ class CertificateAuthority:
         return f"CertificateAuthority({self._subject.rfc4514_string()})"
 
 
-def _requested_key(request: bytes, participant: str) -> Ed25519PublicKey:
+def requested_key(request: bytes, participant: str) -> Ed25519PublicKey:
+    """Return the key of a request (PKCS #10, DER, untrusted); CertificateRejected or MessageTooLarge as `issue` raises them."""
     if len(request) > MAXIMUM_CERTIFICATE_BYTES:
         raise MessageTooLarge(f"a request has {len(request)} bytes, the bound is {MAXIMUM_CERTIFICATE_BYTES}")
     try:
@@ -193,7 +233,7 @@ def _verify_window(begin: datetime, end: datetime) -> None:
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,
-    key: Ed25519PublicKey,
+    key: Ed25519PublicKey | EllipticCurvePublicKey,
     not_before: datetime,
     not_after: datetime,
     random_bytes: RandomBytes,

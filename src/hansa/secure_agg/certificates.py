@@ -95,27 +95,53 @@ def verify_certificate(
     what = f"the certificate of {participant!r}"
     if not certificate:
         raise CertificateRejected(f"{participant!r} shows no certificate, and the roster pins an authority")
-    issuer = _read_authority(authority)
-    with _refusing(what):
-        found = _load(certificate, what)
-        _verify_issued(found, issuer, what)
-        _verify_validity(what, found.not_valid_before_utc, found.not_valid_after_utc, now)
-        _verify_validity("the authority", issuer.not_valid_before_utc, issuer.not_valid_after_utc, now)
-        _verify_uses(found, what, ["digital_signature"], is_authority=False)
-        if (
-            ExtendedKeyUsageOID.CLIENT_AUTH
-            not in found.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        ):
-            raise CertificateRejected(f"{what} is not for a client")
-        names = [name.value for name in found.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-        if names != [participant]:
-            raise CertificateRejected(f"{what} names {str(names)[:100]}")
+    with refusing(what):
+        found = read_issued(
+            certificate, authority=authority, what=what, purpose=ExtendedKeyUsageOID.CLIENT_AUTH, now=now
+        )
+        if common_names(found) != [participant]:
+            raise CertificateRejected(f"{what} names {str(common_names(found))[:100]}")
         if not hmac.compare_digest(_ed25519(found).public_bytes_raw(), identity_key):
             raise CertificateRejected(f"{what} holds another key than the one that the roster pins")
     if revoked is not None:
         if revoked.authority != authority:
             raise InvalidValue("the revocation list is kept for another authority than the roster pins")
         revoked.verify_not_revoked(found.serial_number, now)
+
+
+def read_issued(
+    certificate: bytes, *, authority: bytes, what: str, purpose: x509.ObjectIdentifier, now: datetime
+) -> x509.Certificate:
+    """Check what is common to all certificates of a pinned authority, whatever key they hold, and return it parsed.
+
+    Args:
+        certificate: DER, untrusted.
+        authority: DER of the pinned authority.
+        what: Names the certificate in errors.
+        purpose: The extended key usage that it must have.
+        now: The time, with its zone.
+
+    Raises:
+        CertificateRejected: It is not issued by the authority, not valid now, or not for this purpose.
+        MessageTooLarge: It is longer than `MAXIMUM_CERTIFICATE_BYTES`; it was not parsed.
+        InvalidValue: The clock gives a time without a zone.
+    """
+    issuer = _read_authority(authority)
+    with refusing(what):
+        found = _load(certificate, what)
+        _verify_issued(found, issuer, what)
+        _verify_validity(what, found.not_valid_before_utc, found.not_valid_after_utc, now)
+        _verify_validity("the authority", issuer.not_valid_before_utc, issuer.not_valid_after_utc, now)
+        _verify_uses(found, what, ["digital_signature"], is_authority=False)
+        if purpose not in found.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value:
+            kind = "client" if purpose == ExtendedKeyUsageOID.CLIENT_AUTH else "server"
+            raise CertificateRejected(f"{what} is not for a {kind}")
+    return found
+
+
+def common_names(certificate: x509.Certificate) -> list[str]:
+    """Return every common name of a certificate's subject."""
+    return [str(name.value) for name in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
 
 
 class RevocationList:
@@ -173,7 +199,7 @@ class RevocationList:
             raise MessageTooLarge(
                 f"{what} has {len(encoded)} bytes, the bound is {MAXIMUM_REVOCATION_LIST_BYTES}"
             )
-        with _refusing(what):
+        with refusing(what):
             found = x509.load_der_x509_crl(encoded)
             if found.issuer != issuer.subject or not found.is_signature_valid(_ed25519(issuer)):
                 raise CertificateRejected(f"{what} is not signed by the pinned authority", hint=_LIST_HINT)
@@ -198,7 +224,7 @@ class RevocationList:
 
 
 @contextmanager
-def _refusing(what: str) -> Iterator[None]:
+def refusing(what: str) -> Iterator[None]:
     """Turn whatever a parser raises on hostile bytes, at once or at a later look, into one error."""
     try:
         yield
@@ -224,7 +250,7 @@ def _load(certificate: bytes, what: str) -> x509.Certificate:
 
 def _read_authority(authority: bytes) -> x509.Certificate:
     what = "the authority's certificate"
-    with _refusing(what):
+    with refusing(what):
         found = _load(authority, what)
         _verify_issued(found, found, what)
         _verify_uses(found, what, ["key_cert_sign", "crl_sign"], is_authority=True)

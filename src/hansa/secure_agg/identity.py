@@ -177,8 +177,14 @@ def verify_signature(roster: Roster, sender: str, message_type: str, body: bytes
         UnknownSender: The sender is not in the roster.
         BadSignature: The signature is not one of this sender over this body and type.
     """
-    public_key = Ed25519PublicKey.from_public_bytes(roster.public_key(sender))
+    verify_signed_by(roster.public_key(sender), message_type, body, signature, signer=sender)
+
+
+def verify_signed_by(
+    public_key: bytes, message_type: str, body: bytes, signature: bytes, *, signer: str
+) -> None:
+    """Check a signature of `Identity.sign` against a key of 32 bytes; raise BadSignature, which names the signer."""
     try:
-        public_key.verify(signature, _signed_bytes(message_type, body))
-    except InvalidSignature as error:
-        raise BadSignature(f"the {message_type} of {sender!r} is not signed by its pinned key") from error
+        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, _signed_bytes(message_type, body))
+    except (InvalidSignature, ValueError) as error:
+        raise BadSignature(f"the {message_type} of {signer!r} is not signed by its pinned key") from error

@@ -4,7 +4,7 @@ It checks signatures so that one member's broken message does not cost the other
 checked again by everybody who receives it.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 
 from hansa.errors import (
@@ -113,18 +113,21 @@ class PackageBoard:
         roster: The members.
         terms: Mode and threshold.
         epoch: Number of the epoch.
+        handed_out: Number of each member's last package that was used before; none where it is not given.
 
     Guarantees:
         - A package is handed out for one cohort.
     """
 
-    def __init__(self, roster: Roster, terms: Terms, epoch: int) -> None:
+    def __init__(
+        self, roster: Roster, terms: Terms, epoch: int, *, handed_out: Mapping[str, int] | None = None
+    ) -> None:
         self._roster, self._terms, self._epoch = roster, terms, epoch
         self._unused: dict[str, dict[int, tuple[Package, bytes, list[bytes]]]] = {
             name: {} for name in roster.participants
         }
         self._leaves: dict[str, bytes] = {}
-        self._last = dict.fromkeys(roster.participants, 0)
+        self._last = {name: (handed_out or {}).get(name, 0) for name in roster.participants}
 
     def handed_out(self, member: str) -> int:
         """Return the number of a member's last package that was used, 0 before any: what it is asked to replace."""
