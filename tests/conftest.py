@@ -1,6 +1,7 @@
-"""Fixtures of the tiny consortium and of small text models, whose parts stand in files beside this one."""
+"""Fixtures of the tiny consortium, of small text models and of an auditor's folder, whose parts stand in files beside this one."""
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,8 @@ def _module(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    module.torch.set_num_threads(1)
+    if hasattr(module, "torch"):
+        module.torch.set_num_threads(1)
     return module
 
 
@@ -153,3 +155,35 @@ def ledger_owner() -> "Callable[..., LedgerOwner]":
         return LedgerOwner(public_key=identity.public, data=data, **{**usual, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def audits() -> ModuleType:
+    """The parts of an auditor's folder."""
+    return _module("audit_folder")
+
+
+@pytest.fixture
+def institution(audits: ModuleType, tmp_path: Path) -> "Callable[..., Any]":
+    """Make an institution that is written by hand."""
+
+    def make(name: str = "bank-1", seed: int = 1, **values: Any) -> Any:
+        return audits.Institution(folder=tmp_path / "audit", name=name, seed=seed, **values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sound_folder(audits: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ledgers and statements of four institutions, not to be changed."""
+    place = tmp_path_factory.mktemp("audit") / "audit"
+    audits.make_folder(place)
+    return place
+
+
+@pytest.fixture
+def audit_place(sound_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the sound folder, to be tampered with."""
+    place = tmp_path / "copy"
+    shutil.copytree(sound_folder, place)
+    return place

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from hansa.reports.wording import LAYERS, Layer, delta_text, epsilon_text, layer_of
+from hansa.reports.wording import LAYERS, Layer, delta_text, epsilon_text, layer_of, printable
 
 __all__ = [
     "ARMS",
@@ -112,8 +112,3 @@ def factor_text(epsilon: float) -> str:
     """Write e to the power ε with two significant digits: 8 is "3,000"."""
     factor = float(f"{math.exp(min(epsilon, 700)):.1e}")
     return f"{factor:,.0f}" if 10 <= factor < 1e9 else f"{factor:.2g}"
-
-
-def printable(text: str) -> str:
-    """Replace every character that a terminal could act on, such as those that move the cursor."""
-    return "".join(character if character.isprintable() else "?" for character in text)

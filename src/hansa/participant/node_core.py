@@ -22,6 +22,7 @@ from hansa.participant.node_state import (
     save_state,
 )
 from hansa.participant.policy import Policy
+from hansa.participant.round_rosters import RoundRosters
 from hansa.participant.shared_state import SharedState
 from hansa.participant.trainer import Rows
 from hansa.privacy.budget import Budget
@@ -101,6 +102,7 @@ class NodeCore:
             random_bytes=random.bytes,
             certificate=certificate,
         )
+        self.rosters = RoundRosters(state_directory, study.id)
         self.state, self._progress = load_state(store, SharedState(values=layout.gather(model)))
         self.faulty_holders: set[str] = set()
         self._recover()
@@ -137,6 +139,7 @@ class NodeCore:
     def _apply(self, round_index: int, opened: Opened) -> None:
         """Take the optimizer step, in memory."""
         self.faulty_holders.update(opened.faulty_holders)
+        self.rosters.note_sum(round_index, self._roster.participants, opened.contributors)
         self.updates.apply(self.state, round_index, opened, self._group_key())
 
     @contextmanager

@@ -39,6 +39,7 @@ Count = Annotated[int, Field(ge=0, le=_INTEGER_MOST)]
 Limit = Annotated[float, Field(gt=0, le=1e12)]
 Probability = Annotated[float, Field(gt=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Time = Annotated[int, Field(ge=-_INTEGER_MOST, le=_INTEGER_MOST)]
 
 
@@ -116,6 +117,7 @@ class EmpiricalBound(_Part):
     """What an attack on the mechanism showed at least."""
 
     name: Name = Field(description="which audit")
+    study: Hash | None = Field(default=None, description="study whose mechanism it was")
     noise_multiplier: Annotated[float, Field(gt=0, le=1e6)]
     sample_rate: Rate
     steps: Annotated[int, Field(ge=1, le=10**7)]
@@ -123,6 +125,18 @@ class EmpiricalBound(_Part):
     epsilon_at_least: Annotated[float, Field(ge=0, le=1e6)]
     confidence: Probability
     canaries: Count | None = None
+
+
+class Inversion(_Part):
+    """What an attack recovered from a gradient of the study's own clipping and noise."""
+
+    name: Name = Field(description="which audit")
+    study: Hash | None = Field(default=None, description="study whose mechanism it was")
+    tokens: Annotated[int, Field(ge=1, le=_INTEGER_MOST)]
+    recovered_without_noise: Share
+    recovered: Share
+    chance: Share = Field(description="share that guessing recovers")
+    passed: bool = Field(description="whether the attack did no better than guessing")
 
 
 class Statement(_Part):
@@ -146,6 +160,7 @@ class Statement(_Part):
     ledger: Head
     approvals: Annotated[tuple[Approval, ...], Field(max_length=1000)] = ()
     empirical: Annotated[tuple[EmpiricalBound, ...], Field(max_length=100)] = ()
+    inversions: Annotated[tuple[Inversion, ...], Field(max_length=100)] = ()
     time: Time = Field(description="what the participant's clock said")
 
     @model_validator(mode="after")

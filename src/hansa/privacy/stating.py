@@ -15,6 +15,7 @@ from hansa.privacy.statement import (
     Dropout,
     EmpiricalBound,
     Head,
+    Inversion,
     Limits,
     Statement,
     StudyRecord,
@@ -48,6 +49,7 @@ def make_statement(
     studies: Sequence[StudyFacts],
     approvals: Sequence[Approval] = (),
     empirical: Sequence[EmpiricalBound] = (),
+    inversions: Sequence[Inversion] = (),
 ) -> Statement:
     """Put a statement together; `statement.sign_statement` signs it.
 
@@ -59,6 +61,7 @@ def make_statement(
         studies: Every study in the ledger; further ones may stand there.
         approvals: Who agreed that a study may use the data set.
         empirical: What audits of the mechanism showed.
+        inversions: What attacks on gradients recovered.
 
     Raises:
         LedgerFileMissing, LedgerNotVerified: There is no ledger, or it does not hold: nothing can be stated about it.
@@ -88,6 +91,7 @@ def make_statement(
         ledger=Head(size=audit.head.size, root=audit.head.root.hex()),
         approvals=tuple(approvals),
         empirical=tuple(empirical),
+        inversions=tuple(inversions),
         time=int(owner.now()),
     )
 

@@ -153,6 +153,27 @@ class Empirical:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Inverted:
+    """An attack that tries to read text out of a gradient.
+
+    Attributes:
+        name: Which audit.
+        tokens: Tokens that it was after.
+        recovered_without_noise: Share that it found without noise; what shows that the attack works.
+        recovered: Share that it found with the study's clipping and noise.
+        chance: Share that guessing finds.
+        holds: Whether it did no better than guessing.
+    """
+
+    name: str
+    tokens: int
+    recovered_without_noise: float
+    recovered: float
+    chance: float
+    holds: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Approved:
     """Who agreed that a study may use the data set."""
 
@@ -185,6 +206,7 @@ class DataSet:
         code_sha256: Hash of its source files.
         approvals: Who approved what.
         empirical: What was measured.
+        inversions: What attacks recovered.
         statement: File of the statement that was used; empty for none.
         ledger: File of the ledger.
         entries: Its entries.
@@ -209,6 +231,7 @@ class DataSet:
     code_sha256: str
     approvals: tuple[Approved, ...]
     empirical: tuple[Empirical, ...]
+    inversions: tuple[Inverted, ...]
     statement: str
     ledger: str
     entries: int

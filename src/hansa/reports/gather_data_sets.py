@@ -11,13 +11,14 @@ from hansa.privacy.audit import LedgerAudit
 from hansa.privacy.cross_check import cross_check_all
 from hansa.privacy.ledger_format import RELATION
 from hansa.privacy.ledger_history import Reservation
-from hansa.privacy.statement import EmpiricalBound, Statement
+from hansa.privacy.statement import EmpiricalBound, Inversion, Statement
 from hansa.privacy.statement_audit import epsilon_by_month, months_of
 from hansa.reports.curves import Curves
 from hansa.reports.data_set_report import (
     Approved,
     DataSet,
     Empirical,
+    Inverted,
     Mechanism,
     MonthSpent,
     Round,
@@ -92,6 +93,10 @@ class DataSets:
             empirical=tuple(
                 self._empirical(bound, opening.participant, path or audit.path)
                 for bound in (statement.empirical if statement else ())
+            ),
+            inversions=tuple(
+                self._inverted(found, opening.participant, path or audit.path)
+                for found in (statement.inversions if statement else ())
             ),
             statement=self._name_of(path) if path else "",
             ledger=self._name_of(audit.path),
@@ -190,6 +195,23 @@ class DataSets:
             confidence=bound.confidence,
             canaries=bound.canaries,
             holds=holds,
+        )
+
+    def _inverted(self, found: Inversion, participant: str, path: Path) -> Inverted:
+        """Step 5: an attack that succeeds in spite of the noise is a problem of the report."""
+        if not found.passed:
+            error = AuditFailed(
+                f"an attack on a gradient of {participant!r} ({found.name}) recovered {found.recovered:.1%} of the tokens"
+                f" in spite of the noise, and guessing {found.chance:.1%}"
+            )
+            self._problem(path, error)
+        return Inverted(
+            name=found.name,
+            tokens=found.tokens,
+            recovered_without_noise=found.recovered_without_noise,
+            recovered=found.recovered,
+            chance=found.chance,
+            holds=found.passed,
         )
 
 

@@ -98,3 +98,8 @@ def delta_text(delta: float) -> str:
     """Write δ in powers of ten: 0.00001 is "1e-5"."""
     mantissa, _, exponent = f"{delta:.3g}".partition("e")
     return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+
+
+def printable(text: str) -> str:
+    """Replace every character that a terminal could act on, such as those that move the cursor."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -24,7 +24,7 @@ def _count_text(value: int) -> str:
 
 
 def _percent_text(value: float) -> str:
-    return f"{100 * value:g} %"
+    return f"{100 * value:.4g} %"
 
 
 # Key: how its value is written, and what stands for null.
@@ -38,7 +38,9 @@ _FORMS: dict[str, tuple[Callable[[Any], str], str]] = {
     "left": (left_text, "no limit"),
     **dict.fromkeys(("delta", "everywhere_delta"), (delta_text, "not known")),
     **dict.fromkeys(("noise_multiplier", "sample_rate", "clip_norm"), (_plainly, "not known")),
-    "confidence": (_percent_text, "not known"),
+    **dict.fromkeys(
+        ("confidence", "recovered", "recovered_without_noise", "chance"), (_percent_text, "not known")
+    ),
 }
 _COUNT = (_count_text, "not known")
 

@@ -1,20 +1,17 @@
 """A folder as an auditor gets it: ledgers and statements of some participants that share one study, and some a second one."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from hansa.privacy.budget import Budget, Spending
 from hansa.privacy.ledger import LedgerOwner
-from hansa.privacy.statement import Approval, EmpiricalBound, Limits, Statement, sign_statement
+from hansa.privacy.statement import Approval, EmpiricalBound, Inversion, Limits, Statement, sign_statement
 from hansa.privacy.stating import StudyFacts, make_statement
 from hansa.secure_agg.identity import Identity
 from hansa.study import Study, load_study
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "bank" / "study.toml"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "bank" / "study.toml"
 DELTA = 1e-5
 START = 1_790_000_000
 DAY = 86_400
@@ -30,6 +27,15 @@ BOUND = EmpiricalBound(
     epsilon_at_least=3.9,
     confidence=0.999,
     canaries=10_000,
+)
+
+INVERSION = Inversion(
+    name="gradient inversion",
+    tokens=96,
+    recovered_without_noise=0.97,
+    recovered=0.01,
+    chance=0.01,
+    passed=True,
 )
 
 
@@ -123,6 +129,7 @@ class Institution:
                 for study in self.facts
             ],
             "empirical": [BOUND],
+            "inversions": [INVERSION],
         }
         statement = make_statement(
             self.ledger, self.owner, studies=list(self.facts.values()), **{**usual, **given}
@@ -150,24 +157,3 @@ def make_folder(folder: Path) -> dict[str, Institution]:
         one.state(data_set="patients" if name == "clinic-4" else "cards")
         found[name] = one
     return found
-
-
-@pytest.fixture
-def institutions(tmp_path: Path) -> dict[str, Institution]:
-    return make_folder(tmp_path / "audit")
-
-
-@pytest.fixture
-def institution(tmp_path: Path) -> Callable[..., Institution]:
-    def make(name: str = "bank-1", seed: int = 1, **values: Any) -> Institution:
-        return Institution(folder=tmp_path / "audit", name=name, seed=seed, **values)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of four institutions, not to be changed."""
-    place = tmp_path_factory.mktemp("audit") / "audit"
-    make_folder(place)
-    return place
