@@ -67,10 +67,9 @@ def at(document: Any, place: str) -> Any:
 
 def _figures(document: Mapping[str, Any]) -> dict[str, Any]:
     from hansa.reports import plots
-    from hansa.reports.figures import svg_of
 
     def svg(drawn: plots.Drawn | None) -> str:
-        return "" if drawn is None else svg_of(drawn.figure, drawn.label)
+        return "" if drawn is None else drawn.svg()
 
     return {
         "data_sets": svg(plots.epsilon_by_data_set(document)),

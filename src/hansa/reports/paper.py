@@ -98,14 +98,13 @@ def _fonts() -> Path:
 def _figures(document: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, bytes]]:
     """File name and alternative text of each figure, and the files."""
     from hansa.reports import plots
-    from hansa.reports.figures import svg_file_of
 
     files: dict[str, bytes] = {}
 
     def entry(name: str, drawn: plots.Drawn | None) -> dict[str, str] | None:
         if drawn is None:
             return None
-        files[name] = svg_file_of(drawn.figure, _COLOURS)
+        files[name] = drawn.svg_file(_COLOURS)
         return {"file": name, "label": drawn.label}
 
     found = {

@@ -1,6 +1,6 @@
 """The figures of a privacy report, drawn from its JSON form: what is drawn is what is written.
 
-Each function gives a figure and an alternative text; `figures` makes the page's or the document's SVG of them.
+Each function gives a figure and an alternative text, for a page or for a document.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,8 @@ from hansa.reports.figures import (
     new_axes,
     round_axis,
     style,
+    svg_file_of,
+    svg_of,
 )
 from hansa.reports.wording import delta_text, epsilon_text
 
@@ -31,10 +33,21 @@ Document = Mapping[str, Any]
 
 
 class Drawn(NamedTuple):
-    """A figure and what it says to somebody who cannot see it."""
+    """A figure, what it says to somebody who cannot see it, and the name of its style."""
 
     figure: Figure
     label: str
+    name: str
+
+    def svg(self) -> str:
+        """Give it as an element of a page."""
+        with mpl.rc_context(style(self.name)):
+            return svg_of(self.figure, self.label)
+
+    def svg_file(self, colours: Mapping[str, str]) -> bytes:
+        """Give it as a file, in these colours."""
+        with mpl.rc_context(style(self.name)):
+            return svg_file_of(self.figure, colours)
 
 
 def epsilon_by_data_set(document: Document) -> Drawn | None:
@@ -66,7 +79,8 @@ def epsilon_by_data_set(document: Document) -> Drawn | None:
                 text, (most, place), (8, 0), textcoords="offset points", va="center", annotation_clip=False
             )
         spoken = "; ".join(f"{name} {text}" for name, text in zip(names, words, strict=True))
-        return Drawn(figure, f"Bar chart: epsilon spent by data set, with its limit: {spoken}.")
+        label = f"Bar chart: epsilon spent by data set, with its limit: {spoken}."
+        return Drawn(figure, label, "data-sets")
 
 
 def epsilon_by_round(data_set: Document, number: int) -> Drawn | None:
@@ -96,7 +110,7 @@ def epsilon_by_round(data_set: Document, number: int) -> Drawn | None:
             f"Line chart: epsilon of {data_set['participant']} after each of {len(values)} rounds,"
             f" ending at {epsilon_text(values[-1])} {bound}, at delta {delta_text(data_set['delta'])}."
         )
-        return Drawn(figure, label)
+        return Drawn(figure, label, f"data-set-{number}")
 
 
 def participation(document: Document, study: Document, number: int) -> Drawn | None:
@@ -136,7 +150,7 @@ def participation(document: Document, study: Document, number: int) -> Drawn | N
             axes.set_xlabel(
                 f"round; a cell stands for {each} rounds, darker where more of them were taken part in"
             )
-        return Drawn(figure, label)
+        return Drawn(figure, label, f"study-{number}")
 
 
 def _legend(axes: Any, place: int, colour: str, shade: float, text: str) -> None:
