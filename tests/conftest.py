@@ -19,14 +19,18 @@ if TYPE_CHECKING:
 
 def _module(name: str) -> ModuleType:
     """Load a file beside this one, on demand, for it brings torch along."""
+    module = _plain_module(name)
+    module.torch.set_num_threads(1)
+    return module
+
+
+def _plain_module(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
-    if hasattr(module, "torch"):
-        module.torch.set_num_threads(1)
     return module
 
 
@@ -158,9 +162,19 @@ def ledger_owner() -> "Callable[..., LedgerOwner]":
 
 
 @pytest.fixture(scope="session")
+def federated() -> ModuleType:
+    """A consortium with an authority, an author and members, and its documents."""
+    return _plain_module("federated_house")
+
+
+@pytest.fixture(scope="session")
+def house_of_members(federated: ModuleType) -> Any:
+    return federated.House()
+
+
 def audits() -> ModuleType:
     """The parts of an auditor's folder."""
-    return _module("audit_folder")
+    return _plain_module("audit_folder")
 
 
 @pytest.fixture

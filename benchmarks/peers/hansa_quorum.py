@@ -24,6 +24,7 @@ from hansa.secure_agg.cohort import ciphertext_list_hash
 from hansa.secure_agg.epoch import EpochSetup
 from hansa.secure_agg.expected import ExpectedHeader
 from hansa.secure_agg.identity import Identity, Roster
+from hansa.secure_agg.ledger_heads import NO_LEDGER
 from hansa.secure_agg.messages import UploadHeader, sign_message
 from hansa.secure_agg.parameters import PLAIN_MODULUS, SLOTS, Terms
 from hansa.secure_agg.participant import RoundMachine
@@ -221,6 +222,7 @@ def _uploads(
                 attempt=0,
                 ciphertext_count=count,
                 ciphertext_list_hash=listed,
+                ledger_head=NO_LEDGER,
                 **_HASHES,
             )
             yield sign_message(identity, body), (bytes(bytearray(one)) for _ in range(count))

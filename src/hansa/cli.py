@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import click
 import typer
 
-from hansa import cli_audit, cli_budget, cli_model, cli_policy
+from hansa import cli_audit, cli_budget, cli_consortium, cli_model, cli_participant, cli_policy
 from hansa.errors import Error, Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ app.add_typer(cli_model.app, name="model")
 app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_budget.app, name="budget")
 app.add_typer(cli_policy.app, name="policy")
+app.add_typer(cli_consortium.app, name="consortium")
+app.add_typer(cli_participant.app, name="participant")
 
 
 def _option(text: str, *names: str) -> Any:

@@ -19,6 +19,7 @@ from hansa.errors import AuditError, LedgerFileMissing, ProofInvalid, UsageError
 if TYPE_CHECKING:
     from hansa.privacy.audit import Finding, LedgerAudit
     from hansa.privacy.ledger_head import TreeHead
+    from hansa.privacy.ledger_history import Reservation
     from hansa.privacy.statement_audit import StatementFinding
 
 EPILOG = "Exit status: 0 verified, 1 not verified, 2 usage, 66 missing input, 130 interrupted."
@@ -46,7 +47,8 @@ app.command("statement", epilog=STATEMENT_EPILOG)(audit_statement)
 def verify(
     place: Annotated[Path | None, typer.Argument(help="Folder with ledgers, or one of them.")] = None,
     head: Annotated[
-        list[Path] | None, _option("Earlier tree head that the ledgers must continue; may be repeated.")
+        list[Path] | None,
+        _option("Earlier tree head, or signed upload header, that a ledger must continue; may be repeated."),
     ] = None,
     proof: Annotated[
         list[Path] | None, _option("Inclusion proof of `hansa audit prove`; may be repeated.")
@@ -69,12 +71,12 @@ def verify(
         raise UsageError("give a folder with ledgers, or --proof")
     from hansa.privacy.audit import audit_folder
     from hansa.privacy.contradictions import contradictions
-    from hansa.privacy.ledger_head import head_of_json, verify_proof
+    from hansa.privacy.ledger_head import verify_proof
     from hansa.privacy.statement_audit import audit_statements
 
     keys = keys_of(key or [])
     proofs = [(file, verify_proof(_json_file(file))) for file in proof or []]
-    heads = [head_of_json(_json_file(file)) for file in head or []] + [found for _, found in proofs]
+    heads = [_head(_json_file(file)) for file in head or []] + [found for _, found in proofs]
     for found in heads:
         if keys.get(found.participant, found.public_key) != found.public_key:
             raise ProofInvalid(
@@ -165,7 +167,7 @@ def show(ledger: LedgerFile, json_only: Json = False) -> None:
     for reservation, epsilon in zip(audit.reservations, audit.round_epsilon, strict=True):
         spent = reservation.spending
         typer.echo(
-            f"{spent.study[:16]:16}  {spent.round:5d}  {spent.attempt:7d}  {epsilon:7.3f}  "
+            f"{spent.study[:16]:16}  {_place(reservation)}  {epsilon:7.3f}  "
             f"{'yes' if reservation.committed else 'no':9}  {spent.noise_multiplier:<7g}  "
             f"{spent.sample_rate:<7g}  {spent.steps:5d}"
         )
@@ -242,8 +244,29 @@ def _ledger_json(audit: "LedgerAudit") -> dict[str, Any]:
                 "line": reservation.line,
             }
             for reservation, epsilon in zip(audit.reservations, audit.round_epsilon, strict=True)
+            if not reservation.purpose
+        ],
+        "charges": [
+            {
+                "purpose": reservation.purpose,
+                "study": reservation.spending.study,
+                "epsilon": _finite(epsilon),
+                "noise_multiplier": reservation.spending.noise_multiplier,
+                "sample_rate": reservation.spending.sample_rate,
+                "steps": reservation.spending.steps,
+                "line": reservation.line,
+            }
+            for reservation, epsilon in zip(audit.reservations, audit.round_epsilon, strict=True)
+            if reservation.purpose
         ],
     }
+
+
+def _place(reservation: "Reservation") -> str:
+    """Name round and attempt, or what else was charged."""
+    if reservation.purpose:
+        return f"{reservation.purpose[:14]:14}"
+    return f"{reservation.spending.round:5d}  {reservation.spending.attempt:7d}"
 
 
 def _finding_words(finding: "Finding") -> str:
@@ -272,6 +295,14 @@ def _epsilon_words(audit: "LedgerAudit") -> str:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None  # JSON has no infinity
+
+
+def _head(found: dict[str, Any]) -> "TreeHead":
+    """Read a tree head, or the upload header in which another participant saw one."""
+    from hansa.participant.seen_heads import SEEN_HEAD_SCHEMA, seen_head_of_json
+    from hansa.privacy.ledger_head import head_of_json
+
+    return seen_head_of_json(found) if found.get("schema") == SEEN_HEAD_SCHEMA else head_of_json(found)
 
 
 def _json_file(path: Path) -> dict[str, Any]:

@@ -8,12 +8,15 @@ Error
 │   ├── RecipeFileMissing, RecipeSyntaxError, RecipeChanged
 │   ├── PrivacyTargetUnreachable, SpentFileMissing (exit 66)
 │   ├── PolicyFileMissing, PolicySyntaxError
-│   ├── DatabaseUnusable, DatabaseNewer, PortInUse
+│   ├── DatasetFileMissing, UnknownDataset (exit 66), DatasetSyntaxError, DatasetExists
+│   ├── QueryRefused, DriverMissing, PasswordFileMissing (exit 66)
+│   ├── DatabaseUnusable, DatabaseNewer
 │   ├── HomeMissing (exit 66), HomeExists, SettingsMissing (exit 66), SettingsSyntaxError, AuthorityAbsent
 │   └── CohortTooSmall, CohortTooLarge
 ├── DataError                     exit 65   a participant's data does not fit the study
 │   ├── DataFileMissing, ChecksumMismatch
 │   ├── MissingColumn, DuplicateColumn, NonNumericColumn, InvalidLabel
+│   ├── DataUnreadable, SchemaMismatch, DatabaseUnreachable (exit 69)
 │   ├── RecipeDataInvalid
 │   └── PartitionImpossible
 ├── CheckpointError               exit 65   a model's files are not what they should be; nothing was loaded
@@ -24,18 +27,23 @@ Error
 ├── ExtraMissing                  exit 78   a package of an optional extra is not installed
 ├── PolicyRefusal                 exit 3    a participant refuses; nothing was spent
 │   ├── BudgetExhausted, LedgerDamaged, LedgerMismatch, LayerMissing, UnknownStudy, CohortBelowPolicy
-│   └── ReleaseNotAgreed, TooManyRounds, ModelNotAllowed, SubmitterNotAllowed
+│   ├── ReleaseNotAgreed, TooManyRounds, ModelNotAllowed, SubmitterNotAllowed, CodeBundleRefused
+│   └── DataAlreadyRegistered
 ├── FederationError               exit 4    who somebody is, or what somebody signed, is not what it must be
-│   ├── DocumentMalformed (exit 65), DocumentRejected, FingerprintMismatch, NotAMember
+│   ├── DocumentMissing (exit 66), DocumentMalformed (exit 65), DocumentRejected, FingerprintMismatch, NotAMember
 │   ├── InvitationUnknown, InvitationExpired, InvitationUsed, InvitationExhausted, RequestForeign, ParticipantRevoked
 │   ├── ParticipantExists, AlreadyApproved and AlreadyAnswered (exit 1), CommandStale (exit 1)
+│   ├── StudyUnknown (exit 2), StudyExists, StudyAlreadyStarted
 │   └── NothingRequested, EnrolmentPending and NotEnoughApprovals (exit 75)
+├── TransportError                exit 69   what carries messages between the sides does not work
+│   ├── PortInUse, SuperLinkFailed, CoordinatorUnreachable, FlowerRefused, PathRefused, AuthenticationFailed (exit 4)
+│   └── NodeNotAccepted and TooManyCalls (exit 75), ForeignNode (exit 4), ClockSkew (exit 78)
 ├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
 │   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
 │   ├── StaleRound, WrongSession, PackageReuse, OwnKeyMismatch, UploadReuse, OutOfOrder
 │   ├── MalformedCiphertext, CiphertextSizeMismatch, AggregateHashMismatch, HeParameterMismatch
 │   ├── AggregateRangeViolation, AggregateTagMismatch, ModelDivergence, TranscriptDivergence, KeyRotationDue
-│   ├── MessageTooLarge, DuplicateMessage, WrongEpoch, HeKeyMismatch, StateRollback, AlreadyReleased
+│   ├── MessageTooLarge, DuplicateMessage, WrongEpoch, HeKeyMismatch, StateRollback, LedgerRewound, AlreadyReleased
 │   ├── PackageHashMismatch, ShareOpenFailed, ShareHashMismatch, ShareCommitmentMismatch, NotEnoughShares
 │   ├── PackageLeavesMissing
 │   ├── NotInCohort, RosterNotSubset, RosterTooSmall, RosterEquivocation, NotEnoughConsents
@@ -43,8 +51,6 @@ Error
 │   ├── ParticipantLost
 │   │   └── ParticipantRefused
 │   └── UpdateShapeMismatch, UpdateNotFinite, UpdateOutOfRange
-├── TransportError                exit 69   the way to a peer does not exist, or not as it was agreed
-│   └── CoordinatorUnreachable, AuthenticationFailed (exit 4), TooManyCalls (exit 75)
 ├── AuditError                    exit 1    an audit found something that does not hold
 │   ├── LedgerNotVerified, HistoryForked, ProofInvalid, LedgerFileMissing (exit 66)
 │   └── StatementInvalid, StatementMismatch, RecordsContradict, StatementIncomplete (exit 66)
@@ -185,6 +191,62 @@ class PolicySyntaxError(ConfigurationError):
     default_hint = "correct the policy file; `hansa policy check POLICY.toml STUDY.toml` reads it"
 
 
+class DatasetFileMissing(ConfigurationError):
+    """The participant's datasets.toml, or a file of a query or database URL that it names, cannot be read."""
+
+    code = "dataset_file_missing"
+    exit_status = 66
+    default_hint = (
+        "give the participant's home folder with --home; `hansa participant dataset add` makes the file in it"
+    )
+
+
+class UnknownDataset(ConfigurationError):
+    """No data set of this name is described in datasets.toml."""
+
+    code = "unknown_dataset"
+    exit_status = 66
+    default_hint = "`hansa participant dataset list` shows the names"
+
+
+class DatasetSyntaxError(ConfigurationError):
+    """The participant's datasets.toml is not TOML, or cannot be edited safely."""
+
+    code = "dataset_syntax"
+    default_hint = "correct datasets.toml; docs/data.md lists its keys"
+
+
+class DatasetExists(ConfigurationError):
+    """A data set of this name is described already."""
+
+    code = "dataset_exists"
+    default_hint = "choose another name for other data, or remove the description first; the ledger stays"
+
+
+class QueryRefused(ConfigurationError):
+    """A database query is not one SELECT, or the database cannot be held to reading only."""
+
+    code = "query_refused"
+    default_hint = "give one SELECT; hansa reads through a transaction that cannot write"
+
+
+class DriverMissing(ConfigurationError):
+    """The package that speaks to this kind of database is not installed."""
+
+    code = "driver_missing"
+    default_hint = (
+        "install the driver that the URL names; for postgresql+psycopg: pip install 'psycopg[binary]'"
+    )
+
+
+class PasswordFileMissing(ConfigurationError):
+    """The file with a database's password cannot be read."""
+
+    code = "password_file_missing"
+    exit_status = 66
+    default_hint = "put the password alone in a file of mode 0600 and name it as password_file"
+
+
 class DatabaseUnusable(ConfigurationError):
     """The coordinator's database cannot be opened."""
 
@@ -238,13 +300,6 @@ class AuthorityAbsent(ConfigurationError):
 
     code = "authority_absent"
     default_hint = "run the command where the authority's key is kept, or give its folder with --authority"
-
-
-class PortInUse(ConfigurationError):
-    """Another process listens on a port that a daemon needs, or the address is not of this machine."""
-
-    code = "port_in_use"
-    default_hint = "end the other process, or choose another port in the configuration"
 
 
 class CohortTooSmall(ConfigurationError):
@@ -308,6 +363,30 @@ class InvalidLabel(DataError):
     """A label is missing, not finite, or not among the classes of the study."""
 
     code = "invalid_label"
+
+
+class DataUnreadable(DataError):
+    """A file or an answer of a database is not what its description in datasets.toml says."""
+
+    code = "data_unreadable"
+    default_hint = "compare the data with its description in datasets.toml: kind, delimiter, encoding, query"
+
+
+class SchemaMismatch(DataError):
+    """A data set does not fit the study; all problems are listed."""
+
+    code = "schema_mismatch"
+    default_hint = "`hansa participant dataset check NAME STUDY.toml` lists every problem with its count"
+
+
+class DatabaseUnreachable(DataError):
+    """The database does not answer or does not let this user in."""
+
+    code = "database_unreachable"
+    exit_status = 69
+    default_hint = (
+        "check that the database runs, its URL, user and password file; the password is never shown"
+    )
 
 
 class RecipeDataInvalid(DataError):
@@ -509,6 +588,15 @@ class SubmitterNotAllowed(PolicyRefusal):
     default_hint = "compare the submitter with allow.submitters in the policy"
 
 
+class DataAlreadyRegistered(PolicyRefusal):
+    """Records of this data set have a budget under another name; a second name would give them a second budget."""
+
+    code = "data_already_registered"
+    default_hint = (
+        "use the data set under its first name; a data set has one ledger for ever, also when it grows"
+    )
+
+
 class ReleaseNotAgreed(PolicyRefusal):
     """The study does not allow this output to leave the participant."""
 
@@ -524,6 +612,14 @@ class FederationError(Error):
     code = "federation"
     exit_status = 4
     default_hint = "compare fingerprints with the other side by telephone"
+
+
+class DocumentMissing(FederationError):
+    """The file of a document does not exist or cannot be read."""
+
+    code = "document_missing"
+    exit_status = 66
+    default_hint = "give the path of the file that the other side sent"
 
 
 class DocumentMalformed(FederationError):
@@ -627,6 +723,28 @@ class AlreadyAnswered(FederationError):
     default_hint = "an answer stands; the author may propose the study again"
 
 
+class StudyUnknown(FederationError):
+    """There is no study of this name or session."""
+
+    code = "study_unknown"
+    exit_status = 2
+    default_hint = "`hansa study list` shows the studies"
+
+
+class StudyExists(FederationError):
+    """Another study with the same session was proposed."""
+
+    code = "study_exists"
+    default_hint = "propose it again; each proposal draws a session of its own"
+
+
+class StudyAlreadyStarted(FederationError):
+    """A study was started, and is to be started otherwise."""
+
+    code = "study_already_started"
+    default_hint = "a start stands; `hansa study show NAME` tells where the study is"
+
+
 class CommandStale(FederationError):
     """A command to a study is older than one that was carried out."""
 
@@ -657,6 +775,90 @@ class NotEnoughApprovals(FederationError):
     code = "not_enough_approvals"
     exit_status = 75
     default_hint = "wait for more approvals, or propose a study for fewer participants"
+
+
+class CodeBundleRefused(PolicyRefusal):
+    """The coordinator wants code of its own to run. It was not fetched, and its messages are not answered."""
+
+    code = "code_bundle_refused"
+    default_hint = (
+        "a participant runs only the code that it installed; ask the coordinator's operator what was started"
+    )
+
+
+# -- transport -------------------------------------------------------------------------------------------
+
+
+class TransportError(Error):
+    """What carries messages between coordinator and participants does not work. Nothing is lost: it is tried again."""
+
+    code = "transport"
+    exit_status = 69
+    default_hint = "look at the log of the coordinator, then try again"
+
+
+class PortInUse(TransportError):
+    """Another program listens where hansa was to listen."""
+
+    code = "port_in_use"
+    default_hint = "stop the other program, which may be an earlier coordinator, or choose another port"
+
+
+class SuperLinkFailed(TransportError):
+    """Flower's SuperLink does not start, or dies again and again."""
+
+    code = "superlink_failed"
+    default_hint = "read superlink.log in the coordinator's folder"
+
+
+class CoordinatorUnreachable(TransportError):
+    """The other side does not answer in time, or the connection broke."""
+
+    code = "coordinator_unreachable"
+    default_hint = (
+        "check address, firewall and whether the coordinator runs; it is tried again until it answers"
+    )
+
+
+class FlowerRefused(TransportError):
+    """Flower's SuperLink answers with an error."""
+
+    code = "flower_refused"
+
+
+class PathRefused(TransportError):
+    """A request from outside is not one that the coordinator passes on to Flower's SuperLink."""
+
+    code = "path_refused"
+    default_hint = "only a participant's node speaks to this address; see `hansa participant run`"
+
+
+class NodeNotAccepted(TransportError):
+    """The SuperLink does not take this node in: it does not know its key yet, or believes that it is still there."""
+
+    code = "node_not_accepted"
+    exit_status = 75
+    default_hint = (
+        "it is tried again; if it stays so, ask the coordinator whether this participant is a member"
+    )
+
+
+class ForeignNode(TransportError):
+    """A certificate and a Flower node key, or a message and its sender, do not belong to the same participant."""
+
+    code = "foreign_node"
+    exit_status = 4
+    default_hint = (
+        "use key and certificate of one enrolment; if nobody mixed them up, somebody posed as another"
+    )
+
+
+class ClockSkew(TransportError):
+    """The clocks of the two sides are further apart than any honest clocks are."""
+
+    code = "clock_skew"
+    exit_status = 78
+    default_hint = "set the clock of this machine, for example with NTP"
 
 
 # -- protocol --------------------------------------------------------------------------------------------
@@ -935,6 +1137,15 @@ class StateRollback(ProtocolError):
     default_hint = "never restore old copies of the store; this participant is out of this run of the study, start another one"
 
 
+class LedgerRewound(ProtocolError):
+    """A member shows a shorter or another history of its privacy ledger than it signed before."""
+
+    code = "ledger_rewound"
+    default_hint = (
+        "the member has put back or replaced its ledger; audit it against the upload headers that were kept"
+    )
+
+
 class KeyRotationDue(ProtocolError):
     """The keys of this epoch have served their rounds, or two sums under them could not be opened."""
 
@@ -972,24 +1183,6 @@ class UpdateOutOfRange(ProtocolError):
     """A quantised level is outside the range that was agreed on."""
 
     code = "update_out_of_range"
-
-
-# -- transport -------------------------------------------------------------------------------------------
-
-
-class TransportError(Error):
-    """A peer cannot be reached, or not as the one that it must be. Nothing was agreed on; it can be tried again."""
-
-    code = "transport"
-    exit_status = 69
-    default_hint = "look at the network between here and the coordinator, and at the coordinator's log"
-
-
-class CoordinatorUnreachable(TransportError):
-    """The coordinator did not answer until the time for trying was over."""
-
-    code = "coordinator_unreachable"
-    default_hint = "check address, port and firewall, and whether the coordinator runs; what was sent already is not lost"
 
 
 class AuthenticationFailed(TransportError):

@@ -23,7 +23,7 @@ from hansa.participant.policy import Policy
 from hansa.participant.registered_data import register_data
 from hansa.participant.store import SealedStore, open_or_make_key
 from hansa.participant.trainer import Rows
-from hansa.privacy.data_identity import row_units
+from hansa.privacy.data_identity import persons_of_rows, row_units
 from hansa.secure_agg.identity import Identity, Roster
 from hansa.secure_agg.store import Store
 from hansa.study import Study
@@ -125,11 +125,7 @@ class Seats:
             model=self._make_model(),
             layout=self._layout,
             rows=member.rows,
-            data_commitment=register_data(
-                self._directory / name,
-                # The embedded consortium has encoded rows only; a connector to an institution's table has its keys.
-                row_units(member.rows.features.numpy(), member.rows.labels.numpy()),
-            ),
+            data_commitment=register_data(self._directory / name, units_of(member.rows, self._study)),
             state_directory=self._directory / name,
             aggregator=PipeAggregator(self._parent),
             certificate=certificate,
@@ -163,6 +159,14 @@ class Seats:
     def _report(self, error: Error) -> None:
         """Show a participant's error to whoever runs the demonstration; the coordinator gets its code only."""
         self._parent.call("report", *error_values(error))
+
+
+def units_of(rows: Rows, study: Study) -> list[bytes]:
+    """Give the keys of a participant's units. Only encoded rows are here; a connector to an institution's table has its keys."""
+    keys = row_units(rows.features.numpy(), rows.labels.numpy())
+    if study.privacy.unit == "record" or rows.persons is None:
+        return keys
+    return persons_of_rows(keys, rows.persons.numpy())
 
 
 def open_sealed_store(folder: Path) -> SealedStore:

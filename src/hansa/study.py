@@ -78,6 +78,9 @@ class DataSchema(_Settings):
     label: Name = Field(description="name of the label column")
     positive_class: Integer = Field(default=1, description="label value that the model predicts")
     negative_class: Integer = Field(default=0, description="the other label value")
+    person: Name | None = Field(
+        default=None, description="column that says whose a record is, where privacy.unit is person"
+    )
     columns: Annotated[tuple[ColumnSchema, ...], Field(strict=False, min_length=1, max_length=1000)] = Field(
         description="feature columns, in order"
     )
@@ -90,6 +93,8 @@ class DataSchema(_Settings):
                 raise ValueError(f"column {name!r} is declared twice")
         if self.label in names:
             raise ValueError(f"label {self.label!r} is also a feature column")
+        if self.person in (*names, self.label):
+            raise ValueError(f"person {self.person!r} is also a feature column or the label")
         if self.positive_class == self.negative_class:
             raise ValueError(f"positive_class and negative_class are both {self.positive_class}")
         return self
@@ -150,16 +155,23 @@ class AdapterSettings(_Settings):
 class PrivacySettings(_Settings):
     """Differential privacy of each participant's records towards everybody else."""
 
-    unit: Literal["record"] = Field(default="record", description="what one person is assumed to own")
+    unit: Literal["record", "person"] = Field(
+        default="record", description="what is protected: one record, or all records of a person"
+    )
+    records_per_person: int | None = Field(
+        default=None, ge=1, le=1000, description="unit person: records of a person that take part, at most"
+    )
     neighbouring: Literal["add_or_remove_one"] = Field(
         default="add_or_remove_one", description="how neighbouring data sets differ, in units"
     )
     mode: Literal["local"] = Field(default="local", description="whose noise suffices: each one's own")
     epsilon: float = Field(gt=0, le=100, description="limit of each participant over all rounds")
     delta: float = Field(gt=0, le=1e-3, description="probability beyond epsilon, over all rounds")
-    clip_norm: float = Field(gt=0, le=1000, description="l2 bound of one record's gradient")
-    sample_rate: float = Field(gt=0, le=1, description="Poisson probability of a record in a step; public")
-    nominal_records: int = Field(ge=1, le=10**9, description="public size; times sample_rate the divisor")
+    clip_norm: float = Field(gt=0, le=1000, description="l2 bound of one unit's gradient")
+    sample_rate: float = Field(gt=0, le=1, description="Poisson probability of a unit in a step; public")
+    nominal_records: int = Field(
+        ge=1, le=10**9, description="public size, in units; times sample_rate the divisor"
+    )
 
     @model_validator(mode="after")
     def _means_something(self) -> Self:
@@ -168,6 +180,8 @@ class PrivacySettings(_Settings):
             raise ValueError(f"sample_rate times nominal_records is {product:g}, below 1 record a step")
         if self.delta * self.nominal_records >= 1:  # publishing one record whole would satisfy such a delta
             raise ValueError(f"delta {self.delta:g} is not below 1 / nominal_records")
+        if (self.unit == "person") != (self.records_per_person is not None):
+            raise ValueError("`records_per_person` belongs to unit person, which cannot be without it")
         return self
 
 
@@ -273,12 +287,20 @@ class Study(_Settings):
             raise ValueError(f"adapters.rank {self.adapters.rank} is above the adapted width {most}")
         return self
 
+    @model_validator(mode="after")
+    def _person_is_named(self) -> Self:
+        if (self.privacy.unit == "person") != (self.data.person is not None):
+            raise ValueError("data.person belongs to privacy.unit person, which cannot be without it")
+        return self
+
     @property
     def id(self) -> str:
         """SHA-256 of the label and the canonical JSON (RFC 8785) of the whole agreement, 64 hex digits."""
         agreement = self.model_dump(by_alias=True)
-        if not agreement["aggregation"]["rounds_per_epoch"]:
-            del agreement["aggregation"]["rounds_per_epoch"]  # studies from before this key keep their ids
+        later = (("aggregation", "rounds_per_epoch"), ("data", "person"), ("privacy", "records_per_person"))
+        for section, key in later:
+            if not agreement[section][key]:
+                del agreement[section][key]  # studies from before this key keep their ids
         canonical = rfc8785.dumps(agreement)
         return hashlib.sha256(labels.STUDY_ID + canonical).hexdigest()
 

@@ -64,6 +64,7 @@ class Senders:
             "round": 1,
             "attempt": 0,
             "ciphertext_list_hash": ciphertext_list_hash(ciphertexts),
+            "ledger_head": bytes(40),
             **{field: getattr(known, field) for field in known.__slots__},
         }
         return sign_message(self.identities[name], UploadHeader(**(fields | changes)))

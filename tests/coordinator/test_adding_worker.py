@@ -236,3 +236,16 @@ def test_the_worker_has_limits_and_holds_its_connection_and_the_spool_and_nothin
     assert found["Max address space"] == [str(1 << 30)] * 2
     assert 7 <= int(found["Max cpu time"][0]) < 30
     assert {links[fd] for fd in (0, 1, 2)} == {"/dev/null"}
+
+
+def test_sums_that_have_no_room_in_the_workers_memory_are_exact_after_its_death_too(adders, adding, uploads):
+    adder = adders(sums_bytes=100_000)  # room for one of three
+    sums = adder.begin(6)
+    for upload in uploads[:4]:
+        adding.send(sums, upload)
+    assert list(sums.totals()) == adding.sums_of(uploads[:4])
+    os.kill(adder.process_id, signal.SIGKILL)
+    for upload in uploads[4:]:
+        adding.send(sums, upload)
+    assert list(sums.totals()) == adding.sums_of(uploads)
+    assert adder.starts == 2

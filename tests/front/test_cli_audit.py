@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from hansa.cli import main
+from hansa.privacy.accounting import Mechanism
 from hansa.privacy.budget import Budget, Spending
 from hansa.privacy.ledger import LedgerOwner
 
@@ -196,6 +197,21 @@ def test_show_prints_what_was_spent(spend: Spend) -> None:
     with path.open("ab") as file:
         file.write(b'{"entry"')
     assert "cut short" in run("show", path).stdout.splitlines()[-1]
+
+
+def test_a_charge_is_shown_by_its_purpose_and_is_no_round(
+    spend: Spend, ledger_owner: Callable[..., LedgerOwner]
+) -> None:
+    path = spend(1)
+    budget = Budget(path, epsilon_limit=20.0, delta=1e-5, owner=ledger_owner())
+    budget.charge("canary", Mechanism(1.0, 0.2, 3), study="b" * 64)
+    rows = [line.split() for line in run("show", path).stdout.splitlines()]
+    assert ["b" * 16, "canary"] in [row[:2] for row in rows]
+    parsed = json.loads(run("show", path, "--json").stdout)
+    assert [round["round"] for round in parsed["rounds"]] == [1]
+    (charge,) = parsed["charges"]
+    assert (charge["purpose"], charge["study"], charge["steps"], charge["line"]) == ("canary", "b" * 64, 3, 3)
+    assert set(parsed["studies"]) == {ROUND.study, "b" * 64}
 
 
 @pytest.mark.parametrize(

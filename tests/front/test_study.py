@@ -104,13 +104,14 @@ def test_the_example_is_complete_and_states_the_agreed_values() -> None:
     )
     assert len(example.data.numeric) == 20
     assert [column.name for column in example.data.categorical] == ["SEX", "EDUCATION", "MARRIAGE"]
-    # every key of the format is written down in the example, so that its reader sees all of them
+    # every key of the format is written down in the example, so that its reader sees all of them; two are for persons only
+    by_person = {"data": {"person"}, "privacy": {"records_per_person"}}
     written = tomllib.loads(EXAMPLE.read_text(encoding="utf-8"))
     for name, field in Study.model_fields.items():
         section = field.annotation
         assert (field.alias or name) in written
         if isinstance(section, type) and issubclass(section, BaseModel):
-            assert set(written[name]) == set(section.model_fields)
+            assert set(written[name]) == set(section.model_fields) - by_person.get(name, set())
 
 
 def test_defaults_fill_a_minimal_study() -> None:
@@ -145,7 +146,9 @@ def test_every_field_has_a_description() -> None:
 def test_id_is_the_hash_of_label_and_canonical_json() -> None:
     example = load_study(EXAMPLE)
     agreement = example.model_dump(by_alias=True)
-    assert agreement["aggregation"].pop("rounds_per_epoch") == 0  # left out: older than this key
+    assert agreement["aggregation"].pop("rounds_per_epoch") == 0  # left out: older than these keys
+    assert agreement["data"].pop("person") is None
+    assert agreement["privacy"].pop("records_per_person") is None
     canonical = rfc8785.dumps(agreement)
     assert b'"schema":"hansa/study/v1"' in canonical
     assert b'"delta":0.00001' in canonical
@@ -157,6 +160,42 @@ def test_a_limit_of_rounds_an_epoch_is_part_of_the_id() -> None:
     assert parse_study(limited).aggregation.rounds_per_epoch == 5
     assert parse_study(limited).id != parse_study(MINIMAL).id
     assert parse_study(limited.replace("= 5", "= 0")).id == parse_study(MINIMAL).id
+
+
+BY_PERSON = MINIMAL.replace("[data]", '[data]\nperson = "customer"').replace(
+    "[privacy]", '[privacy]\nunit = "person"\nrecords_per_person = 4'
+)
+
+
+def test_a_study_by_persons_says_column_and_cap() -> None:
+    study = parse_study(BY_PERSON)
+    assert (study.privacy.unit, study.data.person, study.privacy.records_per_person) == (
+        "person",
+        "customer",
+        4,
+    )
+    ids = {parse_study(text).id for text in (MINIMAL, BY_PERSON, BY_PERSON.replace("= 4", "= 5"))}
+    assert len(ids) == 3
+    assert study.with_changes(rounds=9).data.person == "customer"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('person = "customer"\n', ""),
+        ("records_per_person = 4", ""),
+        ('unit = "person"\n', ""),
+        ('unit = "person"', 'unit = "household"'),
+        ('person = "customer"', 'person = "a"'),
+        ('person = "customer"', 'person = "y"'),
+        ("records_per_person = 4", "records_per_person = 0"),
+        ("records_per_person = 4", "records_per_person = 1001"),
+    ],
+)
+def test_a_study_by_persons_that_does_not_fit_together_is_refused(old: str, new: str) -> None:
+    assert old in BY_PERSON
+    with pytest.raises(errors.InvalidValue):
+        parse_study(BY_PERSON.replace(old, new))
 
 
 def test_id_is_golden() -> None:
@@ -224,7 +263,7 @@ BAD = [
     ("sample_rate = 0.2", "sample_rate = 1.01", InvalidValue, "sample_rate = 1.01", ""),
     ("sample_rate = 0.2", "sample_rate = 1e-4", InvalidValue, "below 1 record", ""),
     ('mode = "local"', 'mode = "central"', InvalidValue, "privacy.mode = 'central'", ""),
-    ('unit = "record"', 'unit = "person"', InvalidValue, "privacy.unit = 'person'", ""),
+    ('unit = "record"', 'unit = "household"', InvalidValue, "privacy.unit = 'household'", ""),
     ("dim = 32", "dim = 30", InvalidValue, "model.dim = 30", ""),
     ("heads = 4", "heads = 5", InvalidValue, "dim 32 is not a multiple of heads 5", ""),
     ("experts = 128", "experts = 3", InvalidValue, "top_k 4 is above experts 3", ""),

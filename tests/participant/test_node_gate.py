@@ -79,6 +79,8 @@ def untouched(house, name):
         ({"required_layers": REQUIRED_LAYERS | {"evaluation"}}, errors.LayerMissing),
         ({"required_layers": REQUIRED_LAYERS | {"no such layer"}}, errors.LayerMissing),
         ({"smallest_cohort": 5}, errors.CohortBelowPolicy),
+        ({"models": frozenset({"ab" * 32})}, errors.ModelNotAllowed),
+        ({"submitters": frozenset({"ministry"})}, errors.SubmitterNotAllowed),
     ],
 )
 def test_a_refusal_reads_nothing_spends_nothing_and_leaves_as_its_code(
@@ -114,6 +116,41 @@ def test_a_round_that_the_budget_does_not_allow_reads_and_spends_nothing_and_the
     assert contributors == [("bank-2", "bank-3", "bank-4")] * 2
     assert len(house.digests()) == 1  # what the others made of the rounds reached it all the same
     assert house.nodes["bank-1"].state.round == 2
+
+
+@pytest.mark.parametrize("limit", ["epsilon_per_study", "epsilon_per_month"])
+def test_a_round_that_a_limit_of_the_study_or_the_month_does_not_allow_reads_and_spends_nothing(
+    houses, tiny_study, tiny_tables, limit
+):
+    """The first round fits, the second does not: one whole study may spend more than its limit of a month."""
+    node = houses().nodes["bank-1"]
+    once, whole = cost(node, tiny_study), cost(node, tiny_study, steps=2)
+    looks = []
+    rows = Watched(tiny_tables["bank-1"].rows, lambda: looks.append(house.nodes["bank-1"].state.round))
+    policy = refusing(tiny_study)
+    house = houses(rows={"bank-1": rows}, policies={"bank-1": policy})
+    house.begin()
+    late = refusing(tiny_study, **{limit: (once + whole) / 2})
+    house.nodes["bank-1"]._policy = late
+    if limit == "epsilon_per_study":  # such a study is not agreed to; the round is looked at all the same
+        house.nodes["bank-1"]._verify_study = lambda: None
+    house.close(1, 0)
+    before = house.ledgers["bank-1"].read_bytes()
+    house.begin(2)
+    with pytest.raises(errors.BudgetExhausted, match=r"of one study|of the month"):
+        house.nodes["bank-1"].train(2, 0, house.packages, house.shares["bank-1"])
+    assert house.ledgers["bank-1"].read_bytes() == before
+    assert set(looks) == {0}
+
+
+def test_model_and_submitter_that_the_node_was_given_reach_the_policy(houses, tiny_study):
+    rules = {"models": frozenset({"ab" * 32}), "submitters": frozenset({"ministry"})}
+    house = houses(policies={"bank-1": refusing(tiny_study, **rules)})
+    node = house.nodes["bank-1"]
+    node._base_model, node._submitter = "ab" * 32, "ministry"
+    house.run()
+    assert not house.errors["bank-1"]
+    assert node.state.round == 2
 
 
 def test_in_strict_mode_the_round_that_the_budget_does_not_allow_ends_the_study(

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from hansa.errors import BudgetExhausted, ModelNotAllowed, PolicyRefusal, SubmitterNotAllowed, TooManyRounds
-from hansa.participant.policy import REQUIRED_LAYERS, Policy, month_of
+from hansa.participant.policy import REQUIRED_LAYERS, Policy
 from hansa.privacy.accounting import Mechanism, epsilon_of_all
+from hansa.privacy.spending import month_of
 from hansa.study import Study
 
 Makes = Callable[..., Study]
@@ -99,6 +100,11 @@ def test_a_round_without_noise_is_never_allowed() -> None:
 def test_the_month_is_that_of_utc() -> None:
     assert month_of(1_796_083_199.0) == NOVEMBER  # 2026-11-30 23:59:59 UTC
     assert month_of(1_796_083_200.0) == DECEMBER
+
+
+def test_a_time_that_no_calendar_has_is_in_the_first_or_last_month() -> None:
+    assert month_of(-(2.0**53)) == "1970-01"
+    assert month_of(2.0**53) == "9999-12"
 
 
 # -- studies ---------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Private training: reproducible with an injected generator only, noised everywhere, and deaf to the number of records."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
+from hansa.errors import MissingColumn
 from hansa.models.config import ModelConfig
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
@@ -169,6 +171,26 @@ def test_every_entry_is_noised_experts_that_no_token_reached_too(bench: Bench, s
     assert stats.kstest(update[untouched], "norm", args=(0.0, 0.5 / 40)).pvalue > 0.01
 
 
+def test_the_noise_of_every_tensor_is_that_of_sigma_and_neither_two_thirds_nor_three_halves_of_it(
+    bench: Bench, study_with: Makes
+) -> None:
+    """What is left of an update without its gradient, tensor by tensor, experts that no token reached included."""
+    study, one = study_with(privacy={"sample_rate": 1.0}), rows_of(1)
+    clean = bench.update(study, sigma=NO_NOISE, rows=one)
+    noise = np.stack(
+        [bench.update(study, rows=one, seed=bytes([k % 256, k // 256] * 16)) for k in range(400)]
+    )
+    noise -= clean
+    deviation, tensors = 0.5 / 40, {slot.name: slot for slot in bench.layout.slots}
+    assert {"embedding", "class_token", "head"} < set(tensors)
+    assert any("down_B" in name for name in tensors)
+    for name, slot in tensors.items():
+        values = noise[:, slot.start : slot.stop].flatten()[:20_000]
+        assert stats.kstest(values, "norm", args=(0.0, deviation)).pvalue > 1e-3, name
+        for wrong in (2 / 3, 3 / 2):
+            assert stats.kstest(values, "norm", args=(0.0, deviation * wrong)).pvalue < FAR_TOO_UNLIKELY, name
+
+
 def test_scale_and_length_depend_on_the_study_only_not_on_the_number_of_records(
     bench: Bench, study_with: Makes
 ) -> None:
@@ -226,6 +248,108 @@ def test_memory_does_not_grow_with_the_batch_and_parts_add_up(
     assert empty.shape == whole.shape
     assert not empty.any()
     assert seen == [3, 3, 1]
+
+
+def doubled(bench: Bench, count: int, seed: int) -> tuple[Any, Rows]:
+    """The bench's model and rows in float64."""
+    rows = rows_of(count, seed)
+    model = deepcopy(bench.model).double()
+    return model, Rows(features=rows.features.double(), labels=rows.labels.double())
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 7, 30])
+def test_micro_batches_of_any_size_give_the_sum_of_one_batch(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    model, rows = doubled(bench, 30, 0)
+    arguments: dict[str, Any] = {"support": None, "clip_norm": 0.5}
+    owners = np.sort(np.random.default_rng(2).integers(0, 9, 30))
+    for owner in (None, owners):
+        whole = summed_gradient(model, bench.layout, rows, np.arange(30), owners=owner, **arguments)
+        with monkeypatch.context() as smaller:
+            smaller.setattr(module, "MICRO_BATCH", most)
+            found = summed_gradient(model, bench.layout, rows, np.arange(30), owners=owner, **arguments)
+        np.testing.assert_allclose(found, whole, rtol=1e-11, atol=1e-14)
+
+
+# -- persons ---------------------------------------------------------------------------------------------
+
+
+def by_person(study_with: Makes, most: int, **privacy: Any) -> Study:
+    return study_with(
+        data={"person": "id"},
+        privacy={"unit": "person", "records_per_person": most, "sample_rate": 1.0} | privacy,
+    )
+
+
+@pytest.mark.parametrize("micro_batch", [512, 7, 3])
+@pytest.mark.parametrize("most", [50, 4])
+def test_one_person_with_fifty_records_moves_the_update_by_at_most_clip_norm_over_the_divisor(
+    bench: Bench, study_with: Makes, monkeypatch: pytest.MonkeyPatch, most: int, micro_batch: int
+) -> None:
+    """Its records stand between those of others, and on both sides of every border of micro-batches."""
+    monkeypatch.setattr(module, "MICRO_BATCH", micro_batch)
+    study = by_person(study_with, most)
+    model, rows = doubled(bench, 80, 3)
+    persons = torch.arange(80) % 10 + 1
+    persons[torch.randperm(80, generator=torch.Generator().manual_seed(1))[:50]] = 0
+    whole = Rows(features=rows.features, labels=rows.labels, persons=persons)
+    kept = persons != 0
+    others = Rows(features=rows.features[kept], labels=rows.labels[kept], persons=persons[kept] - 1)
+
+    def update(rows: Rows) -> NDArray[np.float64]:
+        trainer = Trainer(
+            study, model, bench.layout, rows, noise_multiplier=NO_NOISE, random=SecretRandom(SEED)
+        )
+        return trainer.update(bench.values, bench.everything)
+
+    change = np.linalg.norm(update(whole) - update(others))
+    assert change <= 0.5 / 40 * (1 + 1e-9)
+    assert change > 0.5 / 40 * 0.5
+
+
+def test_persons_are_sampled_whole_with_their_first_records(
+    bench: Bench, study_with: Makes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = by_person(study_with, 3, sample_rate=0.5)
+    persons = torch.arange(30) % 6  # five records each
+    rows = Rows(features=bench.rows.features, labels=bench.rows.labels, persons=persons)
+    asked: list[int] = []
+    taken: list[list[int]] = []
+
+    def watched(*arguments: Any, **rest: Any) -> NDArray[np.float64]:
+        taken.append(arguments[3].tolist())
+        return summed_gradient(*arguments, **rest)
+
+    def sampled(units: int, rate: float, random_bytes: Any) -> NDArray[np.int64]:
+        asked.append(units)
+        return poisson_sample(units, rate, random_bytes)
+
+    monkeypatch.setattr(module, "summed_gradient", watched)
+    monkeypatch.setattr(module, "poisson_sample", sampled)
+    for seed in range(20):
+        bench.update(study, rows=rows, seed=bytes([seed]) * 32)
+    assert set(asked) == {6}  # persons, not records
+    seen = set()
+    for batch in taken:
+        drawn = sorted({record % 6 for record in batch})
+        assert sorted(batch) == sorted(person + 6 * k for person in drawn for k in range(3))
+        seen.update(drawn)
+    assert seen == set(range(6))
+
+
+def test_a_study_by_persons_without_persons_is_refused(bench: Bench, study_with: Makes) -> None:
+    with pytest.raises(MissingColumn, match="person"):
+        bench.update(by_person(study_with, 3))
+
+
+def test_where_a_record_is_the_unit_persons_do_not_count(bench: Bench, study_with: Makes) -> None:
+    owned = Rows(
+        features=bench.rows.features, labels=bench.rows.labels, persons=torch.zeros(30, dtype=torch.int64)
+    )
+    np.testing.assert_array_equal(
+        bench.update(study_with(), rows=owned), bench.update(study_with(), rows=bench.rows)
+    )
 
 
 @pytest.mark.parametrize("train_head", [True, False])

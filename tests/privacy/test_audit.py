@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hansa.errors import HistoryForked, LedgerFileMissing, LedgerNotVerified, ProofInvalid
+from hansa.privacy.accounting import Mechanism
 from hansa.privacy.audit import audit_folder, audit_ledger, ledger_files
 from hansa.privacy.budget import Budget, Spending
 from hansa.privacy.ledger import LedgerOwner, read_ledger
@@ -61,6 +62,31 @@ def test_epsilon_is_that_of_the_owner_by_round_by_study_and_in_all(opened: Opene
     assert (audit.opening.participant, audit.opening.delta, audit.notes) == ("bank-1", DELTA, [])
     assert audit.head == budget.head
     assert audit_ledger(path, every_signature=False) == audit
+
+
+def test_a_charge_counts_in_its_study_and_in_all_and_its_limit_is_checked(opened: Opener) -> None:
+    budget = opened(limit=epsilon(9))
+    path = spend(budget, 1)
+    budget.charge("canary", Mechanism(1.0, 0.2, 7), study="c" * 64)
+    audit = audit_ledger(path)
+    assert audit.epsilon == budget.epsilon() == epsilon(9)
+    assert audit.study_epsilon == {"a" * 64: epsilon(2), "c" * 64: pytest.approx(epsilon(7), rel=1e-12)}
+    assert [(found.purpose, found.committed) for found in audit.reservations] == [
+        ("", True),
+        ("canary", True),
+    ]
+    budget.epsilon_limit = epsilon(11)
+    budget.charge("evaluation", Mechanism(1.0, 0.2, 2), study="c" * 64)
+    found = json.loads(path.read_bytes().splitlines()[-1])["entry"]
+    forged = opened("forged.jsonl", limit=50.0)
+    spend(forged, 1)
+    forged._ledger.append(
+        "charge",
+        {key: found[key] for key in found.keys() - {"kind", "sequence", "previous", "time"}}
+        | {"epsilon_limit": epsilon(3)},
+    )
+    with pytest.raises(LedgerNotVerified, match=r"line 4 of forged\.jsonl spends epsilon"):
+        audit_ledger(forged.path)
 
 
 def test_epsilon_does_not_depend_on_the_order_of_the_mechanisms() -> None:

@@ -1,5 +1,6 @@
 """The budget ledger: written before it counts, exact at its limit, and closed to whoever changes it."""
 
+import json
 import math
 import os
 import resource
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from hansa.errors import BudgetExhausted, LedgerDamaged, LedgerMismatch, StoreNotWritable
-from hansa.privacy.accounting import epsilon_of, epsilon_of_all
+from hansa.errors import BudgetExhausted, LedgerDamaged, LedgerMismatch, StoreNotWritable, TooManyRounds
+from hansa.privacy.accounting import Mechanism, epsilon_of, epsilon_of_all
 from hansa.privacy.budget import Budget, Spending
 from hansa.privacy.ledger import LedgerOwner
 
 DELTA = 1e-5
+NOVEMBER, DECEMBER = 1_796_083_199.0, 1_796_083_200.0
 ROUND = Spending(study="a" * 64, round=1, attempt=0, noise_multiplier=1.0, sample_rate=0.2, steps=2)
 
 
@@ -187,14 +189,97 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(open_budget: Callable[..., Budg
     assert open_budget(ledger).epsilon() == budget.epsilon() == epsilon(4)
 
 
-def test_a_reservation_that_another_writer_has_overtaken_is_refused(
+def test_a_reservation_counts_what_another_writer_has_reserved_since(
     open_budget: Callable[..., Budget], ledger: Path
 ) -> None:
-    mine, other = open_budget(ledger, epsilon(3)), open_budget(ledger, epsilon(3))
+    mine, other = open_budget(ledger, epsilon(5)), open_budget(ledger, epsilon(5))
     mine.reserve(ROUND)
-    with pytest.raises(LedgerDamaged, match="changed by somebody else"):
-        other.reserve(ROUND)  # it would fit what this object has seen, but not what was spent
-    assert open_budget(ledger).epsilon() == epsilon(2)
+    assert other.reserve(replace(ROUND, round=2)) == epsilon(4)
+    before = ledger.read_bytes()
+    with pytest.raises(BudgetExhausted):
+        mine.reserve(
+            replace(ROUND, round=3)
+        )  # it would fit what this object has seen, but not what was spent
+    assert ledger.read_bytes() == before
+    mine.commit(ROUND)
+    other.commit(replace(ROUND, round=2))
+    assert open_budget(ledger).epsilon() == mine.epsilon() == epsilon(4)
+
+
+def test_a_first_entry_of_another_writer_is_taken_up(
+    open_budget: Callable[..., Budget], ledger: Path
+) -> None:
+    mine, other = open_budget(ledger), open_budget(ledger, delta=1e-6)
+    other.reserve(ROUND)
+    assert mine.reserve(replace(ROUND, round=2)) == epsilon(4, delta=1e-6)
+    assert mine.delta == 1e-6
+
+
+def test_what_another_writer_left_is_checked_before_anything_follows_it(
+    open_budget: Callable[..., Budget], ledger: Path
+) -> None:
+    budget = open_budget(ledger)
+    budget.reserve(ROUND)
+    whole = ledger.read_bytes()
+    last = whole.splitlines(keepends=True)[1]
+    for spoilt in (whole[:-1], whole[:100], whole + b"x\n", whole + last):
+        ledger.write_bytes(whole)
+        budget = open_budget(ledger)
+        ledger.write_bytes(spoilt)
+        for _ in range(2):
+            with pytest.raises(LedgerDamaged):
+                budget.reserve(replace(ROUND, round=2))
+        assert ledger.read_bytes() == spoilt
+    ledger.write_bytes(whole)
+    budget = open_budget(ledger)
+    ledger.write_bytes(whole + last[:200])  # another writer stopped in the middle of a line
+    budget.reserve(replace(ROUND, round=2))
+    assert b'"kind":"torn"' in ledger.read_bytes()
+    assert open_budget(ledger).epsilon() == epsilon(4)
+
+
+def test_the_gate_is_asked_with_what_was_spent_in_its_scope(
+    open_budget: Callable[..., Budget], ledger: Path
+) -> None:
+    clock: list[float] = [NOVEMBER]
+    budget, asked = open_budget(ledger, now=lambda: clock[0]), []
+
+    def gate(study, mechanism, *, delta, spent, month):
+        scopes = (spent(), spent(study=study), spent(month=month), spent(study=study, month=month))
+        asked.append((month, mechanism, delta, *(sum(one.steps for one in found) for found in scopes)))
+
+    one = Mechanism(1.0, 0.2, 2)
+    budget.reserve(ROUND, gate=gate)
+    budget.reserve(replace(ROUND, study="b" * 64), gate=gate)
+    clock[0] = DECEMBER
+    budget.reserve(replace(ROUND, round=2), gate=gate)
+    clock[0] = NOVEMBER  # set back, and no month is renewed by it
+    budget.reserve(replace(ROUND, round=3), gate=gate)
+    assert asked == [
+        ("2026-11", one, DELTA, 0, 0, 0, 0),
+        ("2026-11", one, DELTA, 2, 0, 2, 0),
+        ("2026-12", one, DELTA, 4, 2, 0, 0),
+        ("2026-12", one, DELTA, 6, 4, 2, 2),
+    ]
+    again = open_budget(ledger)
+    assert [sum(one.steps for one in again.spent(month=month)) for month in ("2026-11", "2026-12")] == [4, 4]
+
+
+def test_a_gate_that_refuses_leaves_the_file_as_it_was(
+    open_budget: Callable[..., Budget], ledger: Path
+) -> None:
+    def gate(*_, **__):
+        raise TooManyRounds("no")
+
+    budget = open_budget(ledger)
+    with pytest.raises(TooManyRounds):
+        budget.reserve(ROUND, gate=gate)
+    assert not ledger.exists()
+    budget.reserve(ROUND)
+    before = ledger.read_bytes()
+    with pytest.raises(TooManyRounds):
+        budget.reserve(ROUND, gate=gate)
+    assert ledger.read_bytes() == before
 
 
 def test_a_round_that_no_ledger_can_hold_is_refused(open_budget: Callable[..., Budget], ledger: Path) -> None:
@@ -239,3 +324,62 @@ def test_a_study_with_a_larger_delta_is_stated_at_the_smaller_one_of_the_ledger(
     assert later.epsilon() == epsilon(2, delta=1e-6) > epsilon(2, delta=1e-5)
     with pytest.raises(LedgerMismatch, match="delta"):
         open_budget(ledger, delta=1e-7)
+
+
+def test_a_charge_is_one_line_and_counts_like_a_round(
+    open_budget: Callable[..., Budget], ledger: Path
+) -> None:
+    budget = open_budget(ledger, now=lambda: NOVEMBER)
+    budget.reserve(ROUND)
+    assert budget.charge("canary", Mechanism(1.0, 0.2, 5), study="b" * 64) == epsilon(7)
+    entry = json.loads(ledger.read_bytes().splitlines()[-1])["entry"]
+    assert {key: entry[key] for key in entry.keys() - {"previous", "sequence", "time"}} == {
+        "kind": "charge",
+        "purpose": "canary",
+        "study": "b" * 64,
+        "noise_multiplier": 1.0,
+        "sample_rate": 0.2,
+        "steps": 5,
+        "epsilon_limit": 100.0,
+    }
+    again = open_budget(ledger)
+    assert again.epsilon() == epsilon(7)
+    assert again.spent(study="b" * 64) == [Mechanism(1.0, 0.2, 5)]
+    assert again.spent(month="2026-11") == [Mechanism(1.0, 0.2, 7)]
+    again.commit(ROUND)  # the round before it is committed as ever
+    with pytest.raises(LedgerDamaged, match="not reserved"):
+        again.commit(replace(ROUND, study="b" * 64, round=0, steps=5))  # and a charge is nothing to commit
+
+
+def test_a_charge_beyond_a_limit_or_of_no_form_is_refused_and_leaves_the_file_as_it_was(
+    open_budget: Callable[..., Budget], ledger: Path
+) -> None:
+    budget = open_budget(ledger, epsilon(5))
+    budget.reserve(ROUND)
+    before = ledger.read_bytes()
+    with pytest.raises(BudgetExhausted, match="canary would spend"):
+        budget.charge("canary", Mechanism(1.0, 0.2, 4), study="a")
+    for purpose, study in (("Two words", "a"), ("", "a"), ("canary", "two words")):
+        with pytest.raises(BudgetExhausted, match="no ledger can hold"):
+            budget.charge(purpose, Mechanism(1.0, 0.2, 1), study=study)
+
+    def gate(*_, **__):
+        raise TooManyRounds("no")
+
+    with pytest.raises(TooManyRounds):
+        budget.charge("canary", Mechanism(1.0, 0.2, 1), study="a", gate=gate)
+    assert ledger.read_bytes() == before
+    assert budget.charge("canary", Mechanism(1.0, 0.2, 3), study="a") == epsilon(5)
+
+
+def test_a_charge_is_on_the_disk_before_it_returns(
+    open_budget: Callable[..., Budget], ledger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[bytes] = []
+    fsync = os.fsync
+    budget = open_budget(ledger)
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: (synced.append(ledger.read_bytes()), fsync(descriptor))
+    )
+    budget.charge("evaluation", Mechanism(1.0, 0.2, 1), study="a")
+    assert b'"kind":"charge"' in synced[0]

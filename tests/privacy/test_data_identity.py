@@ -5,7 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hansa.privacy.data_identity import data_commitment, ledger_path, row_units
+from hansa.privacy.data_identity import (
+    data_commitment,
+    ledger_path,
+    person_units,
+    persons_of_rows,
+    row_units,
+    unit_marks,
+)
 
 SALT = b"s" * 32
 UNITS = [b"anna", b"bela", b"cora"]
@@ -43,3 +50,35 @@ def test_each_data_set_has_its_own_ledger() -> None:
     paths = {ledger_path(Path("folder"), data_commitment(SALT, units)) for units in (UNITS, UNITS[:2])}
     assert len(paths) == 2
     assert all(path.match("folder/ledger-*.jsonl") for path in paths)
+
+
+def test_marks_know_the_same_units_again_under_the_same_salt_only():
+    marks = unit_marks(SALT, [b"anna", b"bela", b"anna"])
+    assert marks.dtype == np.uint64
+    assert len(marks) == 2
+    assert marks.tolist() == sorted(marks.tolist())
+    assert marks.tolist() == unit_marks(SALT, [b"bela", b"anna"]).tolist()
+    assert set(unit_marks(SALT, [b"anna"]).tolist()) < set(marks.tolist())
+    assert not set(unit_marks(b"t" * 32, [b"anna", b"bela"]).tolist()) & set(marks.tolist())
+    assert unit_marks(SALT, []).tolist() == []
+    with pytest.raises(ValueError, match="not 32"):
+        unit_marks(b"short", [])
+
+
+def test_a_person_counts_once_whatever_number_of_records_it_has() -> None:
+    once, often = person_units([b"a", b"b"]), person_units([b"b", b"a", b"b", b"b"])
+    assert data_commitment(SALT, once) == data_commitment(SALT, often)
+    assert data_commitment(SALT, once) != data_commitment(SALT, person_units([b"a", b"c"]))
+    assert data_commitment(SALT, once) != data_commitment(
+        SALT, [b"a", b"b"]
+    )  # by records: another unit, another ledger
+
+
+def test_persons_without_a_key_are_known_by_their_rows() -> None:
+    rows = [b"r0", b"r1", b"r2", b"r3"]
+    keys = persons_of_rows(rows, np.array([0, 1, 0, 1]))
+    assert len(keys) == 2
+    assert sorted(keys) == sorted(
+        persons_of_rows(rows[::-1], np.array([0, 5, 0, 5]))
+    )  # numbers and order do not count
+    assert sorted(keys) != sorted(persons_of_rows(rows, np.array([0, 1, 1, 0])))

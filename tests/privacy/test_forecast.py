@@ -99,6 +99,17 @@ def test_what_was_spent_counts_repeated_attempts_and_other_studies_too(bank: Stu
     assert found.passes_at is not None
 
 
+def test_a_charge_counts_as_spent_and_as_no_round(
+    bank: Study, ledger: Path, ledger_owner: Callable[..., Any]
+) -> None:
+    before = forecast(bank, reservations=reservations_in(ledger))
+    budget = Budget(ledger, epsilon_limit=100.0, delta=DELTA, owner=ledger_owner())
+    budget.charge("canary", module.Mechanism(1.5, 0.4, 2), study=bank.id)
+    after = forecast(bank, reservations=reservations_in(ledger))
+    assert after.rounds_before == before.rounds_before
+    assert after.epsilon_before == budget.epsilon() > before.epsilon_before
+
+
 def test_a_ledger_that_is_missing_or_damaged_gives_no_forecast(ledger: Path, tmp_path: Path) -> None:
     with pytest.raises(SpentFileMissing, match="cannot be read"):
         reservations_in(tmp_path / "none")

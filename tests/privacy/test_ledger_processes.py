@@ -81,7 +81,7 @@ def test_of_two_processes_racing_for_the_last_round_exactly_one_wins(
         racer.stdin.write("go\n")
         racer.stdin.flush()
     found = sorted(racer.communicate(timeout=60)[0].strip() for racer in racers)
-    assert found == ["done", "ledger_damaged"]
+    assert found == ["budget_exhausted", "done"]
     again = Budget(ledger, epsilon_limit=limit, delta=DELTA, owner=ledger_owner())
     assert again.epsilon() == limit
     assert len(read_ledger(ledger).history.reservations) == (1 if is_new else 2)

@@ -35,6 +35,15 @@ ENTRIES = st.one_of(
     st.fixed_dictionaries({"kind": st.just("reserve"), "epsilon_limit": LIMITS, **COMMON, **STEPS}),
     st.fixed_dictionaries({"kind": st.just("commit"), **COMMON, **STEPS}),
     st.fixed_dictionaries(
+        {
+            "kind": st.just("charge"),
+            "purpose": st.from_regex(r"[a-z][a-z0-9-]{0,62}", fullmatch=True),
+            "epsilon_limit": LIMITS,
+            **COMMON,
+            **{name: values for name, values in STEPS.items() if name not in ("round", "attempt")},
+        }
+    ),
+    st.fixed_dictionaries(
         {"kind": st.just("torn"), "bytes": st.integers(1, 2**53 - 1), "sha256": HEX32, **COMMON}
     ),
     st.fixed_dictionaries(

@@ -83,6 +83,7 @@ ANY_RECORD = st.one_of(
         previous_transcript=HASH,
         ciphertext_count=st.integers(1, 2**16),
         ciphertext_list_hash=HASH,
+        ledger_head=st.binary(min_size=40, max_size=40),
     ),
     st.builds(Consent, **HEAD, cohort_hash=HASH, roster_hash=HASH),
     st.builds(
@@ -366,6 +367,7 @@ def test_the_largest_messages_fit_their_bounds(house):
             previous_transcript=bytes(32),
             ciphertext_count=2**16,
             ciphertext_list_hash=bytes(32),
+            ledger_head=bytes(40),
         ),
         Release(**head, **place, **hashes, sealed_shares=bytes(16 + 32 * 258)),
         RoundResult(**head, **place, **hashes, state_tag=bytes(32), transcript=bytes(32)),

@@ -141,3 +141,19 @@ def test_uploads_from_several_threads_add_up(uploads):
     for thread in threads:
         thread.join()
     assert list(sums.totals()) == expected(uploads)
+
+
+@pytest.mark.parametrize("most_sums", [0, 1, 2, 3, 9])
+def test_sums_beyond_those_in_memory_are_the_same_byte_for_byte(uploads, most_sums):
+    sums = CiphertextSums(most_sums)
+    for upload in uploads[:3]:
+        sums.add(3, upload.__getitem__)
+    for place in range(3):
+        with pytest.raises(MalformedCiphertext):
+            sums.add(3, spoilt(uploads[3], place).__getitem__)
+    with pytest.raises(CiphertextSizeMismatch):
+        sums.add(2, uploads[3].__getitem__)
+    sums.add(3, uploads[3].__getitem__)
+    assert (len(sums), sums.terms) == (3, 4)
+    assert [sums.total(place) for place in range(3)] == expected(uploads)
+    assert len(sums._sums) == min(most_sums, 3)

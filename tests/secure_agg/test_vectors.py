@@ -107,6 +107,7 @@ def _bodies():
             previous_transcript=_bytes("transcript"),
             ciphertext_count=62,
             ciphertext_list_hash=_bytes("list"),
+            ledger_head=(9).to_bytes(8, "big") + _bytes("ledger root"),
         ),
         "consent": Consent(**head, **hashes),
         "release": Release(**head, **hashes, sealed_shares=_bytes("shares", 112)),

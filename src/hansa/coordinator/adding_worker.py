@@ -1,6 +1,6 @@
 """The process that parses and adds ciphertexts, started by `ciphertext_adder.py` as a program of its own.
 
-    limits    core file, address space
+    limits    core file, address space, sums in memory
     begin     forget the sums
     add       parse and add one upload from the spool, whole or not at all
     sum       give one of the sums
@@ -37,6 +37,7 @@ class AddingWorker:
 
     def __init__(self, connection: "Connection[Any, Any]", spool: int) -> None:
         self._connection, self._spool = connection, spool
+        self._most_sums = 0
         self._sums = CiphertextSums()
 
     def serve(self) -> None:
@@ -59,8 +60,10 @@ class AddingWorker:
         if name == "limits":
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             resource.setrlimit(resource.RLIMIT_AS, (question["memory_bytes"], question["memory_bytes"]))
+            self._most_sums = question["most_sums"]
+            self._sums = CiphertextSums(self._most_sums)
         elif name == "begin":
-            self._sums = CiphertextSums()
+            self._sums = CiphertextSums(self._most_sums)
         elif name == "sum":
             return {"sum": self._sums.total(question["place"])}
         else:

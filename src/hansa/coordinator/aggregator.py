@@ -14,6 +14,7 @@ from hansa.secure_agg.aggregator import RoundAggregator
 from hansa.secure_agg.arriving import ArrivingUpload
 from hansa.secure_agg.expected import ExpectedHeader
 from hansa.secure_agg.identity import Roster
+from hansa.secure_agg.ledger_heads import LedgerHeads
 from hansa.secure_agg.parameters import Terms
 from hansa.secure_agg.sums import Sums, SumsInProcess
 
@@ -58,6 +59,7 @@ class AggregationService:
         self._new_sums: NewSums = new_sums or (lambda _: SumsInProcess())
         self._results = RoundResults(results_folder, kept_rounds)
         self._upload_seconds, self._clock = upload_seconds, clock
+        self._heads = LedgerHeads()
         self._lock = threading.Lock()  # of the attributes below; never held while bytes come or are added
         self._running: RoundAggregator | None = None
         self._at = (0, 0)
@@ -97,6 +99,7 @@ class AggregationService:
             cohort=cohort,
             sums=self._new_sums(len(cohort)),
             expected=expected,
+            heads=self._heads,
         )
         with self._lock:
             if self._running is not None:
@@ -187,8 +190,10 @@ class AggregationService:
         headers, sums = self.stream(round_index, attempt)
         return headers, list(sums)
 
-    def stream(self, round_index: int, attempt: int) -> tuple[list[bytes], Iterator[bytes]]:
-        """Give the signed headers of an attempt, and the ciphertexts of its aggregate one at a time.
+    def stream(
+        self, round_index: int, attempt: int, first_index: int = 0
+    ) -> tuple[list[bytes], Iterator[bytes]]:
+        """Give the signed headers of an attempt, and the ciphertexts of its aggregate one at a time, from an index on.
 
         Raises:
             StaleRound: Its roster is not closed.
@@ -196,7 +201,21 @@ class AggregationService:
         """
         headers = self._results.headers((round_index, attempt))
         self._count_down(sum(map(len, headers)))
-        return headers, self._counted(self._results.ciphertexts((round_index, attempt)))
+        return headers, self._counted(self._results.ciphertexts((round_index, attempt), first_index))
+
+    def result_count(self, round_index: int, attempt: int) -> int:
+        """Return the number of ciphertexts of an attempt's aggregate; raises as `stream`."""
+        return self._results.count((round_index, attempt))
+
+    @property
+    def running_at(self) -> tuple[int, int] | None:
+        """Round and attempt that uploads are taken for; None before the first one."""
+        with self._lock:
+            return None if self._running is None else self._at
+
+    def has_upload(self, round_index: int, attempt: int, participant: str) -> bool:
+        """Whether the upload of a member came whole in an attempt that runs; raises StaleRound if it does not."""
+        return participant in self._running_at(round_index, attempt).contributors
 
     def _counted(self, ciphertexts: Iterator[bytes]) -> Iterator[bytes]:
         for ciphertext in ciphertexts:

@@ -26,10 +26,14 @@ import cbor2
 from hansa.coordinator.spool import SPOOL_BYTES, Spool
 from hansa.errors import CiphertextSizeMismatch, Error, MalformedCiphertext, OutOfOrder, WorkerFailed
 from hansa.secure_agg.ciphertext_format import EXPANDED_BYTES, SEEDED_BYTES, verify_wire_length
+from hansa.secure_agg.parameters import SLOTS
 
 _ERRORS: dict[str, type[Error]] = {kind.code: kind for kind in (CiphertextSizeMismatch, MalformedCiphertext)}
 _START_SECONDS = 60.0
 _ANSWER_BYTES = EXPANDED_BYTES + 4096  # one sum and a few words
+_SUM_BYTES = (
+    2 * SLOTS * 8 + 1024
+)  # of one sum in the worker's memory: SEAL's two polynomials, and what is around them
 
 
 class CiphertextAdder:
@@ -40,6 +44,7 @@ class CiphertextAdder:
         spool_bytes: Largest size of that file.
         upload_seconds: Processor time, and also wall time, that adding one upload may take.
         memory_bytes: Address space of the worker.
+        sums_bytes: Memory of the worker for running sums. Sums beyond it are made of the spool when they are asked for.
         command: Start of the worker's command line; two descriptor numbers are added.
 
     Attributes:
@@ -48,7 +53,7 @@ class CiphertextAdder:
     Guarantees:
         - An upload that is refused, or that kills the worker or exceeds its limits, leaves the sums as they were.
         - The sums are those of the uploads whose `commit` returned, whatever died in between.
-        - Memory is one ciphertext for each upload that arrives here, one sum and one ciphertext in the worker.
+        - Memory is one ciphertext for each upload that arrives here, and `sums_bytes` in the worker, however long uploads are.
         - Uploads are added one after another, from whatever thread; none waits for another one to arrive.
     """
 
@@ -59,9 +64,11 @@ class CiphertextAdder:
         spool_bytes: int = SPOOL_BYTES,
         upload_seconds: float = 60.0,
         memory_bytes: int = 2 << 30,
+        sums_bytes: int = 64 << 20,
         command: Sequence[str] = (sys.executable, "-m", "hansa.coordinator.adding_worker"),
     ) -> None:
         self._upload_seconds, self._memory_bytes = upload_seconds, memory_bytes
+        self._most_sums = sums_bytes // _SUM_BYTES
         self._command, self._lock = tuple(command), threading.Lock()
         self._spool = Spool(spool_folder, spool_bytes)
         self._process: subprocess.Popen[bytes] | None = None
@@ -183,7 +190,8 @@ class CiphertextAdder:
                 stderr=subprocess.DEVNULL,
             )
         self.starts += 1
-        if self._ask({"name": "limits", "memory_bytes": self._memory_bytes}, _START_SECONDS) is None:
+        limits = {"name": "limits", "memory_bytes": self._memory_bytes, "most_sums": self._most_sums}
+        if self._ask(limits, _START_SECONDS) is None:
             raise WorkerFailed("the process that adds ciphertexts does not start")
 
     def _ask(self, question: dict[str, Any], seconds: float | None = None) -> dict[str, Any] | None:

@@ -1,17 +1,33 @@
 """One exchange with members over Flower's grid: ask some, wait, take what came in the form that was asked for."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, ConfigRecordValues, Message, RecordDict
 from flwr.serverapp import Grid
 
-from hansa.errors import Error, MalformedMessage, ParticipantLost, ParticipantRefused
+from hansa.errors import Error, Interrupted, MalformedMessage, ParticipantLost, ParticipantRefused
+from hansa.federation.fleet_messages import ABORTED
 
 Reply = dict[str, ConfigRecordValues]
-ABORTED = "aborted"  # what a member says of every failure that is not a refusal by its policy
 _PULL_SECONDS = 0.002
 _LISTS, _CLOSED = ("packages", "shares"), "closed"  # all other fields are one signed message
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """Who is asked for what.
+
+    Attributes:
+        kind: Flower message type of the exchange.
+        round: Round, or the epoch's number while one is set up.
+        members: Those that have not answered yet, sorted.
+    """
+
+    kind: str
+    round: int
+    members: tuple[str, ...]
 
 
 class Exchange:
@@ -21,10 +37,21 @@ class Exchange:
         grid: Flower's way to the nodes.
         nodes: Node id of each member.
         deadline_seconds: Longest wait for the answers of one exchange.
+        observe: Called when members are asked and whenever one of them has answered.
+        gave_up: Whether nobody waits for answers any more: the process is to end.
     """
 
-    def __init__(self, grid: Grid, nodes: Mapping[str, int], deadline_seconds: float) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        nodes: Mapping[str, int],
+        deadline_seconds: float,
+        *,
+        observe: Callable[["Waiting"], None] = lambda _: None,
+        gave_up: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._grid, self._nodes, self._deadline_seconds = grid, dict(nodes), deadline_seconds
+        self._observe, self._gave_up = observe, gave_up
 
     def ask(
         self, kind: str, requests: Mapping[str, Reply], expected: Iterable[str]
@@ -38,6 +65,9 @@ class Exchange:
 
         Returns:
             The good answers by member, and for every other member why it counts as lost.
+
+        Raises:
+            Interrupted: Nobody waits any more.
         """
         fields = frozenset(expected)
         asked_again: set[str] = set()
@@ -45,7 +75,11 @@ class Exchange:
         answers: dict[str, Reply] = {}
         lost: dict[str, Error] = {}
         deadline = time.monotonic() + self._deadline_seconds
+        self._tell(kind, requests, pending)
         while pending and time.monotonic() <= deadline:
+            if self._gave_up():
+                raise Interrupted(f"stopped while {len(pending)} members were asked for {kind}")
+            before = len(pending)
             for reply in self._grid.pull_messages(list(pending)):
                 # The sender is the node that the grid took this answer from; what the reply says of its sender is not
                 # looked at.
@@ -62,6 +96,8 @@ class Exchange:
                     answers[member] = _answer(reply, member, fields)
                 except (ParticipantLost, MalformedMessage) as error:
                     lost[member] = error
+            if len(pending) != before:
+                self._tell(kind, requests, pending)
             if pending:
                 time.sleep(_PULL_SECONDS)
         for member in pending.values():
@@ -69,6 +105,11 @@ class Exchange:
                 f"no answer to {kind} within {self._deadline_seconds:g} s from {member}"
             )
         return answers, lost
+
+    def _tell(self, kind: str, requests: Mapping[str, Reply], pending: Mapping[str, str]) -> None:
+        at = next(iter(requests.values()), {}).get("round", 0)
+        number = at if isinstance(at, int) else 0
+        self._observe(Waiting(kind=kind, round=number, members=tuple(sorted(pending.values()))))
 
     def _push(self, kind: str, requests: Mapping[str, Reply]) -> dict[str, str]:
         """Send each member its request; give the members by message id."""

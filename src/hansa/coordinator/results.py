@@ -108,8 +108,13 @@ class RoundResults:
                 )
             raise StaleRound(f"round {at[0]} attempt {at[1]} has no result")
 
-    def ciphertexts(self, at: At) -> Iterator[bytes]:
-        """Give the aggregate of a result, one ciphertext at a time; raises as `headers`, and StoreDamaged."""
+    def count(self, at: At) -> int:
+        """Return the number of ciphertexts of a result; raises as `headers`."""
+        self.headers(at)
+        return self._counts.get(at, 0)  # 0 if it was forgotten this moment
+
+    def ciphertexts(self, at: At, first_index: int = 0) -> Iterator[bytes]:
+        """Give the aggregate of a result from an index on, one ciphertext at a time; raises as `headers`, and StoreDamaged."""
         self.headers(at)
         try:
             with open(self._path(at), "rb") as file:
@@ -119,6 +124,7 @@ class RoundResults:
                         f"the result of round {at[0]} was altered on disk: it has {size} bytes",
                         hint="find out who writes to the coordinator's folder; members that need this result are out of this run",
                     )
+                file.seek(first_index * EXPANDED_BYTES)
                 while ciphertext := file.read(EXPANDED_BYTES):
                     yield ciphertext
         except (FileNotFoundError, KeyError):

@@ -25,7 +25,7 @@ from hansa.coordinator.aggregator import AggregationService
 from hansa.coordinator.attempts import MOST_ATTEMPTS, Attempts, Ended, TooFew
 from hansa.coordinator.catching_up import Members
 from hansa.coordinator.epochs import Epochs
-from hansa.coordinator.exchange import Exchange
+from hansa.coordinator.exchange import Exchange, Waiting
 from hansa.coordinator.expectations import Expectations
 from hansa.coordinator.loop_state import Closed, LoopState, Records
 from hansa.errors import ParticipantLost
@@ -75,6 +75,8 @@ class RoundLoop:
         records: Where its state is kept; in memory if not given, and then nothing survives the process.
         revoked: Gives the authority's revocation list, where the consortium uses one.
         may_go_on: Asked before every round; the loop ends early, and can be resumed, when it says no.
+        observe: Told who is asked for what; see `Exchange`.
+        gave_up: Whether nobody waits for answers any more; see `Exchange`.
 
     Raises:
         StoreDamaged: The records are not those of such a loop.
@@ -100,8 +102,10 @@ class RoundLoop:
         records: Records | None = None,
         revoked: Callable[[], RevocationList | None] = lambda: None,
         may_go_on: Callable[[], bool] = lambda: True,
+        observe: Callable[[Waiting], None] = lambda _: None,
+        gave_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        exchange = Exchange(grid, nodes, deadline_seconds)
+        exchange = Exchange(grid, nodes, deadline_seconds, observe=observe, gave_up=gave_up)
         self._rounds, self._rounds_per_epoch, self._threshold = rounds, rounds_per_epoch, terms.threshold
         self._on_round, self._may_go_on, self._aggregation = on_round, may_go_on, aggregation
         self._state = LoopState(roster.participants, records)

@@ -9,7 +9,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from hansa.errors import OutOfOrder, StoreNotWritable
+from hansa.errors import OutOfOrder, SpoolQuotaExceeded, StoreNotWritable
 from hansa.secure_agg.ciphertext_format import SEEDED_BYTES
 
 SPOOL_BYTES = 64 << 30
@@ -46,12 +46,12 @@ class Spool:
         """Take a place for an upload of `count` ciphertexts and return where in the file it begins.
 
         Raises:
-            StoreNotWritable: The upload is larger than its share of the quota.
+            SpoolQuotaExceeded: The upload is larger than its share of the quota.
             OutOfOrder: All places are taken.
         """
         with self._lock:
             if count * SEEDED_BYTES > self._share_bytes:
-                raise StoreNotWritable(
+                raise SpoolQuotaExceeded(
                     f"an upload of {count * SEEDED_BYTES} bytes is larger than its share of the spool,"
                     f" {self._share_bytes} bytes"
                 )

@@ -92,6 +92,5 @@ def verify_fingerprint(given: bytes, found: bytes, *, what: str) -> None:
         FingerprintMismatch: They differ.
     """
     if not hmac.compare_digest(given, found):
-        raise FingerprintMismatch(
-            f"the fingerprint of {what} is {fingerprint_text(found)}, not {fingerprint_text(given)}"
-        )
+        # What was found is not shown: whoever copies it from the message has compared nothing.
+        raise FingerprintMismatch(f"the fingerprint of {what} is not {fingerprint_text(given)}")

@@ -13,13 +13,14 @@ A document is read in this order: length, UTF-8, JSON without repeated keys, can
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Generic, NoReturn, Self, TypeVar
 
 import rfc8785
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hansa import labels
-from hansa.errors import BadSignature, DocumentMalformed, DocumentRejected
+from hansa.errors import BadSignature, DocumentMalformed, DocumentMissing, DocumentRejected
 from hansa.secure_agg.derivation import labelled_hash
 from hansa.secure_agg.identity import verify_signed_by
 from hansa.study_problems import lowered
@@ -146,6 +147,21 @@ def read_document(raw: bytes, kind: type[BodyType]) -> Document[BodyType]:
             return found
         problem = DocumentMalformed(f"the {title} holds a value in another spelling than its own")
     raise problem  # outside the handler, so that pydantic's report does not travel along
+
+
+def load_document(path: Path, kind: type[BodyType]) -> Document[BodyType]:
+    """Read a document from a file that somebody sent.
+
+    Raises:
+        DocumentMissing: The file cannot be read.
+        DocumentMalformed: See `read_document`.
+    """
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(kind.BYTES_MOST + 2)
+    except OSError as error:
+        raise DocumentMissing(f"{str(path)!r} cannot be read: {lowered(error.strerror)}") from error
+    return read_document(raw, kind)
 
 
 def _canonical_json(raw: bytes, title: str) -> Any:

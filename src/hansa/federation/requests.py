@@ -119,7 +119,7 @@ def keys_of_request(document: Document[EnrolmentRequest]) -> MemberKeys:
     """
     body = document.body
     identity = _requested(document, body.identity_request)
-    return MemberKeys(identity=identity, tls=_requested_tls(document), flower=body.flower_key)
+    return MemberKeys(identity=identity, tls=tls_key_of(document), flower=body.flower_key)
 
 
 def verify_enrolment_request(
@@ -191,7 +191,7 @@ def verify_renewal_request(
         raise DocumentRejected(
             f"the renewal of {participant!r} continues enrolment {body.number}, not {number}"
         )
-    _requested_tls(document)
+    tls_key_of(document)
 
 
 def _requested(document: Document[EnrolmentRequest] | Document[RenewalRequest], request: bytes) -> bytes:
@@ -201,7 +201,8 @@ def _requested(document: Document[EnrolmentRequest] | Document[RenewalRequest], 
         raise DocumentRejected(error.message) from error
 
 
-def _requested_tls(document: Document[EnrolmentRequest] | Document[RenewalRequest]) -> bytes:
+def tls_key_of(document: Document[EnrolmentRequest] | Document[RenewalRequest]) -> bytes:
+    """Return the TLS key that is to be certified, SubjectPublicKeyInfo; raises as `keys_of_request`."""
     try:
         key = requested_tls_key(document.body.tls_request, document.body.participant)
     except CertificateRejected as error:

@@ -117,8 +117,12 @@ def channel_credentials(material: TlsMaterial) -> Any:
     return grpc.ssl_channel_credentials(material.authority, material.key, material.certificate)
 
 
-def server_credentials(source: TlsSource) -> Any:
+def server_credentials(source: TlsSource, *, ask_clients: bool = True) -> Any:
     """Return gRPC's credentials of a server that asks every client for a certificate of the authority.
+
+    Args:
+        source: The server's material.
+        ask_clients: False for a service of those who have no certificate yet.
 
     Guarantees:
         - A handshake after a renewal shows the renewed certificate, without a restart.
@@ -127,11 +131,11 @@ def server_credentials(source: TlsSource) -> Any:
     def configuration() -> Any:
         material = source.material()
         return grpc.ssl_server_certificate_configuration(
-            [(material.key, material.certificate)], material.authority
+            [(material.key, material.certificate)], material.authority if ask_clients else None
         )
 
     return grpc.dynamic_ssl_server_credentials(
-        configuration(), configuration, require_client_authentication=True
+        configuration(), configuration, require_client_authentication=ask_clients
     )
 
 

@@ -6,7 +6,8 @@ tape; from them the per-sample norms and the clipped sum follow without a second
 "Differentially Private Optimization on Large Model at Small Cost", section 3).
 
 Half-precision records are multiplied in float32, so that norms and sums see the same numbers. Where a sample is several sequences
-(a preferred text and a rejected one), `Tape.fold` makes its records those of samples.
+(a preferred text and a rejected one), `Tape.fold` makes its records those of samples. Where a person owns several samples,
+`Record.grouped` makes them those of persons: the gradient of a person is the sum over its samples, formed before any norm.
 
 Shape suffixes: B samples, T tokens, Z and N widths of z and g, R expert-sorted rows, E experts, J feature tokens.
 """
@@ -18,7 +19,13 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from hansa.kernels.segments import Segments, clipped_weight_gradient, find_segments, sample_square_norms
+from hansa.kernels.segments import (
+    Segments,
+    clipped_weight_gradient,
+    find_segments,
+    ordered_sum,
+    sample_square_norms,
+)
 from hansa.models.norms import widened
 
 
@@ -38,6 +45,22 @@ class Record(Protocol):
     def folded(self, sequences: int) -> Self:
         """Give the record in which every `sequences` neighbouring sequences are one sample."""
 
+    def grouped(self, groups: "Groups") -> Self:
+        """Give the record in which the samples of a person are one; its weights are those of persons."""
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Groups:
+    """Whose the samples of a batch are.
+
+    Attributes:
+        unit_B: Person of each sample, int64, 0 to U - 1, ascending.
+        units: Number of persons U.
+    """
+
+    unit_B: Tensor
+    units: int
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class DenseRecord:
@@ -46,6 +69,7 @@ class DenseRecord:
     name: str
     z_BTZ: Tensor
     g_BTN: Tensor
+    groups: Groups | None = None
 
     def square_norms(self, mask: Tensor | None) -> Tensor:  # noqa: D102
         squares = self._outer_BZN.square()
@@ -58,13 +82,20 @@ class DenseRecord:
             kept: Tensor = torch.tensordot(weights_B.to(self._outer_BZN.dtype), self._outer_BZN, dims=1)
             return kept
         g_BTN = widened(self.g_BTN)
+        weights_B = weights_B if self.groups is None else weights_B[self.groups.unit_B]
         weighted = g_BTN * weights_B.to(g_BTN.dtype).view(-1, 1, 1)
         return widened(self.z_BTZ).flatten(0, 1).t() @ weighted.flatten(0, 1)
 
     @cached_property
     def _outer_BZN(self) -> Tensor:
-        """Gradient of each sample: kept once the norms have asked for it, since the rank is small."""
-        return torch.bmm(widened(self.z_BTZ).transpose(1, 2), widened(self.g_BTN))
+        """Gradient of each sample or person: kept once the norms have asked for it, since the rank is small."""
+        outer_BZN = torch.bmm(widened(self.z_BTZ).transpose(1, 2), widened(self.g_BTN))
+        if self.groups is None:
+            return outer_BZN
+        return ordered_sum(outer_BZN, self.groups.unit_B, self.groups.units)
+
+    def grouped(self, groups: Groups) -> Self:  # noqa: D102
+        return replace(self, groups=groups)
 
     def folded(self, sequences: int) -> Self:  # noqa: D102
         samples, tokens = len(self.z_BTZ) // sequences, sequences * self.z_BTZ.shape[1]
@@ -97,6 +128,10 @@ class Rows:
         """Give the rows where every `sequences` neighbouring sequences are one sample."""
         return replace(self, sample_R=self.sample_R // sequences, samples=self.samples // sequences)
 
+    def grouped(self, groups: Groups) -> "Rows":
+        """Give the rows where the samples of a person are one; persons ascend as their samples do, so runs stay runs."""
+        return replace(self, sample_R=groups.unit_B[self.sample_R], samples=groups.units)
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ExpertRecord:
@@ -118,10 +153,13 @@ class ExpertRecord:
     def folded(self, sequences: int) -> Self:  # noqa: D102
         return replace(self, rows=self.rows.folded(sequences))
 
+    def grouped(self, groups: Groups) -> Self:  # noqa: D102
+        return replace(self, rows=self.rows.grouped(groups))
+
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class FeatureRecord:
-    """One row a sample and feature token: gradient[b][j] = z[b,j]ᵀ g[b,j]. Rank one, so norms are products.
+    """One row a sample and feature token: gradient[b][j] = z[b,j]ᵀ g[b,j]. Rank one, so norms of samples are products.
 
     The factor keeps the used rows of all tokens below each other, (U, N); `used_JZ` says which of the padded rows they are.
     """
@@ -130,21 +168,38 @@ class FeatureRecord:
     z_BJZ: Tensor
     g_BJN: Tensor
     used_JZ: Tensor
+    groups: Groups | None = None
 
     def square_norms(self, mask: Tensor | None) -> Tensor:  # noqa: D102
+        if self.groups is not None:
+            return self._group_square_norms(self.groups, mask)
         z2, g2 = self.z_BJZ.double().square() * self.used_JZ, self.g_BJN.double().square()
         if mask is None:
             return (z2.sum(2) * g2.sum(2)).sum(1)
         mask_JZN = spread_rows(mask.double(), self.used_JZ)
         return (torch.bmm(z2.transpose(0, 1), mask_JZN).transpose(0, 1) * g2).sum((1, 2))
 
+    def _group_square_norms(self, groups: Groups, mask: Tensor | None) -> Tensor:
+        """The sum over a person's samples is not of rank one: its runs of rows are those of an expert layer, a token an expert."""
+        tokens, samples = len(self.used_JZ), len(self.z_BJZ)
+        token_R = torch.arange(tokens, device=self.z_BJZ.device).repeat_interleave(samples)
+        z_RZ = (self.z_BJZ.double() * self.used_JZ).transpose(0, 1).flatten(0, 1)
+        g_RN = self.g_BJN.double().transpose(0, 1).flatten(0, 1)
+        segments = find_segments(token_R, groups.unit_B.repeat(tokens))
+        mask_JZN = None if mask is None else spread_rows(mask.double(), self.used_JZ)
+        return sample_square_norms(z_RZ, g_RN, segments, groups.units, mask_JZN)
+
     def weighted_sum(self, weights_B: Tensor) -> Tensor:  # noqa: D102
+        weights_B = weights_B if self.groups is None else weights_B[self.groups.unit_B]
         weighted = self.g_BJN * weights_B.to(self.g_BJN.dtype).view(-1, 1, 1)
         sum_JZN = torch.bmm(self.z_BJZ.permute(1, 2, 0), weighted.transpose(0, 1))
         return sum_JZN[self.used_JZ]
 
     def folded(self, sequences: int) -> Self:  # noqa: D102
         raise NotImplementedError("a sample of a table is one row")
+
+    def grouped(self, groups: Groups) -> Self:  # noqa: D102
+        return replace(self, groups=groups)
 
 
 def spread_rows(rows_UN: Tensor, used_JZ: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, ConfigRecordValues, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from hansa.errors import Error, InternalFailure, MalformedMessage, PolicyRefusal, ReleaseNotAgreed
+from hansa.errors import Error, InternalFailure, MalformedMessage, ReleaseNotAgreed
+from hansa.federation.fleet_messages import REPLY
 from hansa.participant.node import ParticipantNode
 from hansa.participant.node_core import Packages
+from hansa.participant.outputs import code_of, verify_reply
 
 REQUEST = "request"
-REPLY = "reply"
-ABORTED = "aborted"
 MOST_MEMBERS = 258
 MOST_ROUNDS = 2**31 - 1
 MOST_ATTEMPTS = 2**16 - 1
@@ -122,15 +122,16 @@ def make_client_app(node: ParticipantNode, *, report: Callable[[Error], None]) -
         report: Receives every error in full, for the participant's own log; an unforeseen one as the cause of an InternalFailure.
 
     Guarantees:
-        - A reply holds signed protocol messages, sealed shares or an error code, nothing else.
+        - A reply holds signed protocol messages, sealed shares or an error code, nothing else: `outputs.py` has the list, and what
+          is not on it does not leave.
         - Training results other than protected updates do not leave: `evaluate` is refused.
         - A refusal by policy or budget leaves as its code. Every other failure is the same reply, whatever went wrong:
           reasons would tell a coordinator that crafts messages and sums about keys and data.
     """
     app = ClientApp()
-    for kind, (lists, step) in _STEPS.items():
+    for kind in _STEPS:
         register = app.train() if kind == "train" else app.query(kind.removeprefix("query."))
-        register(_handler(node, report, lists, step))
+        register(_handler(node, report, kind))
 
     @app.evaluate()
     def evaluate(message: Message, _: Context) -> Message:
@@ -142,15 +143,18 @@ def make_client_app(node: ParticipantNode, *, report: Callable[[Error], None]) -
 
 
 def _handler(
-    node: ParticipantNode, report: Callable[[Error], None], lists: tuple[str, ...], step: Step
+    node: ParticipantNode, report: Callable[[Error], None], kind: str
 ) -> Callable[[Message, Context], Message]:
+    lists, step = _STEPS[kind]
+
     def handle(message: Message, _: Context) -> Message:
         try:
             reply = step(node, _request(message, lists))
+            verify_reply(kind, reply)
         except Exception as error:  # Flower would send the text of whatever passes here to the coordinator
             known = error if isinstance(error, Error) else _unforeseen(error)
             report(known)
-            reply = {"error": known.code if isinstance(known, PolicyRefusal) else ABORTED}
+            reply = {"error": code_of(known)}
         return Message(RecordDict({REPLY: ConfigRecord(reply)}), reply_to=message)
 
     return handle

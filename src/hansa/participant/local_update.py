@@ -21,10 +21,11 @@ from hansa.participant.node_state import TrainedUpdate, drop_update, load_update
 from hansa.participant.shared_state import SharedState
 from hansa.participant.trainer import Rows, Trainer, update_bound
 from hansa.privacy.accounting import calibrate
-from hansa.privacy.budget import Budget, Spending
+from hansa.privacy.budget import Budget, Gate, Spending
 from hansa.privacy.ledger import LedgerOwner
 from hansa.privacy.noise import SecretRandom
 from hansa.secure_agg.codec import dequantise_sum, kept_entries, quantise, select_support
+from hansa.secure_agg.ledger_heads import NO_LEDGER, encode_head
 from hansa.secure_agg.parameters import Layout
 from hansa.secure_agg.store import Store
 from hansa.secure_agg.unmasking import Opened
@@ -110,12 +111,19 @@ class LocalUpdates:
         self.budget = Budget(ledger, epsilon_limit=epsilon_limit, delta=privacy.delta, owner=owner)
 
     def levels(
-        self, state: SharedState, round_index: int, attempt: int, group_key: bytes
+        self, state: SharedState, round_index: int, attempt: int, group_key: bytes, gate: Gate
     ) -> NDArray[np.int64]:
         """Steps 1.2 to 1.4: give the update of a round, as it was kept or made now.
 
+        Args:
+            state: The state that all hold in common.
+            round_index: Round number.
+            attempt: Attempt number.
+            group_key: The epoch's group key.
+            gate: The owner's rules for what is reserved.
+
         Raises:
-            BudgetExhausted: The round would pass the limit; nothing was read.
+            BudgetExhausted: The round would pass a limit; nothing was read.
         """
         model_hash = state.digest(self._study.id)
         support = self._clock.timed(
@@ -133,7 +141,7 @@ class LocalUpdates:
             sample_rate=self._study.privacy.sample_rate,
             steps=self._study.training.local_steps,
         )
-        self._clock.timed("reserve the budget", lambda: self.budget.reserve(spending))
+        self._clock.timed("reserve the budget", lambda: self.budget.reserve(spending, gate=gate))
         # 1.3
         update = self._clock.timed("train", lambda: self._trainer.update(state.values, support))
         # 1.4
@@ -141,6 +149,11 @@ class LocalUpdates:
         trained = TrainedUpdate(model_hash=model_hash, support=support, levels=levels, spending=spending)
         self._clock.timed("keep the update", lambda: save_update(self._store, trained))
         return levels
+
+    def ledger_head(self) -> bytes:
+        """Give the tree head of the data set's ledger, for the header of an upload: it covers the reservation of this round."""
+        head = self.budget.head
+        return NO_LEDGER if head is None else encode_head(head.size, head.root)
 
     def apply(self, state: SharedState, round_index: int, opened: Opened, group_key: bytes) -> None:
         """Step 3.1: take the optimizer step, in memory."""

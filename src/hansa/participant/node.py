@@ -11,7 +11,7 @@
 Every step is on the store before it is acted on. A node that is made anew on its store goes on where it was: it sends
 what it had made, and trains, noises and charges nothing twice.
 
-What leaves: signed protocol messages, sealed shares, ciphertexts, error codes. Nothing else.
+What leaves: signed protocol messages, sealed shares, ciphertexts, error codes. Nothing else; `outputs.py` has the list.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ from hansa.errors import (
     RosterEquivocation,
 )
 from hansa.participant.node_core import NodeCore, Packages
-from hansa.participant.node_state import (
-    save_state,
-)
+from hansa.participant.node_state import save_state
+from hansa.participant.outputs import verify_upload
+from hansa.participant.seen_heads import keep_heads
 from hansa.secure_agg.attempt import verify_results
 from hansa.secure_agg.unmasking import verify_certificate
 
@@ -50,12 +50,19 @@ class ParticipantNode(NodeCore):
         aggregator: Way to the aggregator.
         random: Secret randomness; the operating system's unless a test injects it.
         certificate: Own certificate (DER) of the roster's authority; empty where it has none.
+        model_hash: Hash of the base model, hexadecimal, that the policy's list of models is compared with; None where it is not
+            known, which no such list allows.
+        submitter: Who submits the study, for the policy's list of submitters; None likewise.
 
     Guarantees:
         - No record is read before the policy agreed and the round's ε is on the disk as reserved.
+        - A round that passes any limit of the policy, for ever, of the study or of the month, is refused by its code; it reads
+          nothing and spends nothing.
         - Every value that a private record influenced is noised before it is compressed, masked and encrypted.
         - A model state is trained from once: another attempt at its round, or a restart, sends the same update under
           other masks and spends nothing.
+        - The header of an upload carries the ledger's tree head with this round's reservation in it; of the others the header with
+          the longest one is kept.
         - Rounds are the study's, from 1 on, one after another: none is skipped, none follows one that was not closed.
     """
 
@@ -67,7 +74,7 @@ class ParticipantNode(NodeCore):
         Raises:
             PolicyRefusal: The policy does not allow the study.
         """
-        self._policy.verify_study(self._study)
+        self._verify_study()
         return self.membership.join(epoch)
 
     def deal(self, joins: Sequence[bytes]) -> bytes:
@@ -111,7 +118,7 @@ class ParticipantNode(NodeCore):
         machine.verify_not_rolled_back(packages)
         self._verify_next(round_index)
         # 1.1 policy and cohort, before anything is spent
-        self._policy.verify_study(self._study)
+        self._verify_study()
         machine.start(
             round_index,
             attempt,
@@ -121,13 +128,16 @@ class ParticipantNode(NodeCore):
             transcript=self.state.transcript,
         )
         # 1.2 to 1.4 the update, once for a model state
-        levels = self.updates.levels(self.state, round_index, attempt, self._group_key())
+        gate = self._policy.verify_round
+        levels = self.updates.levels(self.state, round_index, attempt, self._group_key(), gate)
+        head = self.updates.ledger_head()
         # 1.5 mask and encrypt
-        header, ciphertexts = self._clock.timed("mask and encrypt", lambda: machine.protect(levels))
+        header, ciphertexts = self._clock.timed("mask and encrypt", lambda: machine.protect(levels, head))
         # 1.6 upload
         return self._send(round_index, attempt, header, ciphertexts)
 
     def _send(self, round_index: int, attempt: int, header: bytes, ciphertexts: list[bytes]) -> bytes:
+        verify_upload(header, ciphertexts)
         with suppress(DuplicateMessage):  # it had arrived, and the answer was lost
             self._clock.timed(
                 "upload", lambda: self._aggregator.upload(round_index, attempt, header, ciphertexts)
@@ -198,6 +208,7 @@ class ParticipantNode(NodeCore):
             "download", lambda: self._aggregator.download(round_index, attempt)
         )
         opened = self._clock.timed("unmask and decrypt", lambda: machine.open(headers, aggregate))
+        keep_heads(self._store, headers)
         return self._applied(machine, round_index, attempt, opened)
 
     def close(self, round_index: int, attempt: int, results: Sequence[bytes]) -> None:
@@ -264,6 +275,7 @@ class ParticipantNode(NodeCore):
             transcript=self.state.transcript,
             leaves=self._leaves(round_index, attempt),
         )
+        keep_heads(self._store, headers)
         with self._advancing():
             self._apply(round_index, opened)
             self._progress = replace(

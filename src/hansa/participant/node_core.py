@@ -1,12 +1,12 @@
 """What a participant's node is made of, and what its steps have in common: recovery, order, keeping the state."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from hansa.errors import (
     KeyRotationDue,
@@ -23,6 +23,7 @@ from hansa.participant.node_state import (
 )
 from hansa.participant.policy import Policy
 from hansa.participant.round_rosters import RoundRosters
+from hansa.participant.seen_heads import heads_apart, keep_heads, kept_heads, seen_head_as_json
 from hansa.participant.shared_state import SharedState
 from hansa.participant.trainer import Rows
 from hansa.privacy.budget import Budget
@@ -43,8 +44,8 @@ Packages = list[tuple[bytes, list[bytes]]]
 class AggregatorClient(Protocol):
     """How a participant reaches the aggregator."""
 
-    def upload(self, round_index: int, attempt: int, header: bytes, ciphertexts: Iterable[bytes]) -> None:
-        """Send the signed header and the ciphertexts."""
+    def upload(self, round_index: int, attempt: int, header: bytes, ciphertexts: Sequence[bytes]) -> None:
+        """Send the signed header and the ciphertexts, which may be read more than once."""
 
     def download(self, round_index: int, attempt: int) -> tuple[list[bytes], list[bytes]]:
         """Receive the signed headers of the roster and the aggregate's ciphertexts; both are untrusted."""
@@ -73,9 +74,12 @@ class NodeCore:
         aggregator: AggregatorClient,
         random: SecretRandom | None = None,
         certificate: bytes = b"",
+        model_hash: str | None = None,
+        submitter: str | None = None,
     ) -> None:
         self.name, self._study, self._policy = name, study, policy
         self._roster, self._store, self._aggregator = roster, store, aggregator
+        self._base_model, self._submitter = model_hash, submitter
         random = SecretRandom() if random is None else random
         self._terms, self._clock = terms_of(study), Clock()
         self.updates = LocalUpdates(
@@ -86,7 +90,11 @@ class NodeCore:
             rows=rows,
             ledger=ledger_path(state_directory, data_commitment),
             owner=LedgerOwner(
-                participant=name, public_key=identity.public, data=data_commitment, sign=identity.sign
+                participant=name,
+                public_key=identity.public,
+                data=data_commitment,
+                sign=identity.sign,
+                unit=study.privacy.unit,
             ),
             epsilon_limit=policy.epsilon_limit,
             store=store,
@@ -158,6 +166,9 @@ class NodeCore:
         machine.finish(round_index, attempt)
         self.updates.settle(self.state.round)
 
+    def _verify_study(self) -> None:
+        self._policy.verify_study(self._study, model_hash=self._base_model, submitter=self._submitter)
+
     def _verify_next(self, round_index: int) -> None:
         expected = self.state.round + 1
         if self._progress.diverged:
@@ -186,7 +197,9 @@ class NodeCore:
         headers, aggregate = self._clock.timed(
             "download", lambda: self._aggregator.download(round_index, attempt)
         )
-        return self._clock.timed("answer", lambda: machine.answer(headers, aggregate))
+        signed = self._clock.timed("answer", lambda: machine.answer(headers, aggregate))
+        keep_heads(self._store, headers)
+        return signed
 
     def _answered(self, round_index: int, attempt: int) -> RoundMachine:
         """Give the machine, which after a restart has to see its roster again: it gives the same answer."""
@@ -210,6 +223,16 @@ class NodeCore:
     def noise_multiplier(self) -> float:
         """σ of this study."""
         return self.updates.noise_multiplier
+
+    def seen_heads(self) -> list[dict[str, Any]]:
+        """Give the longest ledger head that each member has signed, for `hansa audit verify --head`."""
+        keys = dict(self._roster.members)
+        return [seen_head_as_json(header, keys[name]) for name, header in kept_heads(self._store).items()]
+
+    @property
+    def rewound_ledgers(self) -> tuple[str, ...]:
+        """Members whose signed headers contradict each other about what they had spent; the headers are on the store."""
+        return tuple(sorted(heads_apart(self._store)))
 
     def step_seconds(self) -> Mapping[str, float]:
         """Wall seconds spent in each step so far; for the owner only: they tell about the number of records."""

@@ -6,7 +6,6 @@ come from a file (policy_file.py); what was spent comes from whoever keeps the l
 
 import math
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from hansa.errors import (
     BudgetExhausted,
@@ -120,7 +119,7 @@ class Policy:
             delta: δ at which ε is stated.
             spent: What the data set has spent, such as the ledger answers.
             month: The month that the round counts in, YYYY-MM. A clock may be set back, so the caller gives the later one of
-                `month_of` its clock and the last month that the ledger has seen.
+                `spending.month_of` its clock and the last month that the ledger has seen, as `Budget.reserve` does.
 
         Raises:
             BudgetExhausted: A limit would be passed; the message says which.
@@ -161,11 +160,6 @@ class Policy:
             (bool(off), f"not required: {', '.join(off)}"),
         )
         return tuple(words for is_open, words in doors if is_open)
-
-
-def month_of(epoch_seconds: float) -> str:
-    """Name the calendar month of a time, YYYY-MM in UTC."""
-    return datetime.fromtimestamp(epoch_seconds, UTC).strftime("%Y-%m")
 
 
 def _shown(value: str | None) -> str:

@@ -1,12 +1,13 @@
 """Private training at one participant: some DP-SGD steps on the round's support, from the state that all hold in common.
 
     for each of S steps:
-      1 sample    every record with probability q (Poisson)
-      2 clip      per-sample gradients, restricted to the support, to ℓ₂ norm C
+      1 sample    every unit with probability q (Poisson)
+      2 clip      gradients of units, restricted to the support, to ℓ₂ norm C
       3 noise     N(0, (σC)²) on every entry of the support
       4 divide    by the public divisor q · nominal records
     the update is the sum of the S noised gradients
 
+A unit is a record, or a person with its first records (`units.py`), whose gradients are added up before they are clipped.
 Source: Abadi et al. 2016, algorithm 1. No step depends on the number of records but for which of them are sampled.
 """
 
@@ -17,11 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hansa.errors import MissingColumn
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
 from hansa.privacy.noise import SecretRandom, gaussian_noise
 from hansa.privacy.per_sample import clipped_sum
 from hansa.privacy.sampling import poisson_sample
+from hansa.privacy.units import UnitRecords, parts
 from hansa.study import Study
 
 MICRO_BATCH = 512
@@ -29,10 +32,18 @@ MICRO_BATCH = 512
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """Encoded private records: features (n, J, Z) and labels (n,)."""
+    """Encoded private records.
+
+    Attributes:
+        features: (n, J, Z).
+        labels: (n,).
+        persons: (n,) int64, whose each record is: 0 to m - 1 for m persons, in any order of the records; None where the
+            unit of privacy is the record.
+    """
 
     features: Tensor
     labels: Tensor
+    persons: Tensor | None = None
 
     def __repr__(self) -> str:
         return "Rows(...)"
@@ -48,6 +59,9 @@ class Trainer:
         rows: The participant's records.
         noise_multiplier: σ; 0 is refused, for a study has no way to ask for it.
         random: The participant's secret randomness.
+
+    Raises:
+        MissingColumn: The study's unit is a person, and the rows do not say whose they are.
     """
 
     def __init__(
@@ -64,6 +78,12 @@ class Trainer:
             raise ValueError(f"a noise multiplier is above 0, got {noise_multiplier}")
         self._study, self._model, self._layout, self._rows = study, model, layout, rows
         self._noise_multiplier, self._random = noise_multiplier, random
+        self._most = study.privacy.records_per_person  # None where a record is a unit
+        self._persons: UnitRecords | None = None  # made when records may be read
+        if self._most is not None and rows.persons is None:
+            raise MissingColumn(
+                "the study's unit of privacy is a person, and the rows do not say whose they are"
+            )
         layout.freeze_rest(model)
 
     def update(self, values: NDArray[np.float64], support: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -91,21 +111,34 @@ class Trainer:
                 local[support] -= training.local_learning_rate * gradient
         return total
 
+    def _sample(self) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+        """Draw the units of a step; give their records, and whose each is where a unit is a person."""
+        rate = self._study.privacy.sample_rate
+        if self._most is None or self._rows.persons is None:
+            return poisson_sample(len(self._rows.labels), rate, self._random.bytes), None
+        if self._persons is None:
+            self._persons = UnitRecords(self._rows.persons.numpy(), self._most)
+        return self._persons.of(poisson_sample(self._persons.count, rate, self._random.bytes))
+
     def _noised_sum(self, support: NDArray[np.int64]) -> NDArray[np.float64]:
         privacy = self._study.privacy
-        batch = poisson_sample(len(self._rows.labels), privacy.sample_rate, self._random.bytes)
+        batch, owners = self._sample()
         noise = gaussian_noise(
             len(support),
             clip_norm=privacy.clip_norm,
             noise_multiplier=self._noise_multiplier,
             random=self._random,
         )
-        return (
-            summed_gradient(
-                self._model, self._layout, self._rows, batch, support=support, clip_norm=privacy.clip_norm
-            )
-            + noise
+        clipped = summed_gradient(
+            self._model,
+            self._layout,
+            self._rows,
+            batch,
+            support=support,
+            clip_norm=privacy.clip_norm,
+            owners=owners,
         )
+        return clipped + noise
 
 
 def summed_gradient(
@@ -116,13 +149,35 @@ def summed_gradient(
     *,
     support: NDArray[np.int64] | None,
     clip_norm: float | None,
+    owners: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
-    """Add up the clipped gradients of a batch, a micro-batch at a time, so that memory does not grow with the batch."""
+    """Add up the clipped gradients of a batch, a micro-batch at a time, so that memory does not grow with the batch.
+
+    Args:
+        model: The model.
+        layout: Order of the trained part.
+        rows: Private records.
+        batch: (B,) which of them.
+        support: Positions that are trained; None for all.
+        clip_norm: Bound C of a unit's gradient; None for no clipping (not private).
+        owners: (B,) person of each record of the batch, ascending; None where a record is a unit.
+
+    Guarantees:
+        - The sum is that of one large batch, up to rounding.
+        - A person's records are never divided between two micro-batches.
+    """
     total = np.zeros(layout.size if support is None else len(support))
-    for start in range(0, len(batch), MICRO_BATCH):
-        part = torch.from_numpy(batch[start : start + MICRO_BATCH])
+    units = np.arange(len(batch)) if owners is None else owners
+    for inside in parts(units, MICRO_BATCH):
+        part = torch.from_numpy(batch[inside])
         total += clipped_sum(
-            model, layout, rows.features[part], rows.labels[part], support_K=support, clip_norm=clip_norm
+            model,
+            layout,
+            rows.features[part],
+            rows.labels[part],
+            support_K=support,
+            clip_norm=clip_norm,
+            unit_B=None if owners is None else owners[inside] - owners[inside][0],
         ).sum_K
     return total
 

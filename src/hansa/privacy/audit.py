@@ -2,7 +2,7 @@
 
 1 read      form, order, chain, tree and signatures of every line (`ledger_history`)
 2 key       the ledger is signed under the key that the auditor knows the participant by, where one is given
-3 heads     it begins with every earlier tree head that the auditor kept
+3 heads     it begins with every earlier tree head that the auditor kept, or that others saw in upload headers
 4 ε         recomputed per round, per study and for the data set
 5 limit     at no entry was ε above the limit stated there
 6 forks     of one data set there is one history; a second file of it is the same or an older copy
@@ -20,6 +20,7 @@ from hansa.errors import AuditError, HistoryForked, LedgerDamaged, LedgerFileMis
 from hansa.privacy.ledger import LedgerFile, read_ledger
 from hansa.privacy.ledger_head import TreeHead
 from hansa.privacy.ledger_history import Opening, Reservation
+from hansa.privacy.merkle import root_of_leaves
 from hansa.privacy.spending import Mechanism, total_epsilon
 
 LEDGERS = "ledger-*.jsonl"
@@ -111,7 +112,8 @@ def audit_ledger(
     Args:
         path: The file.
         keys: Keys that the auditor knows, by participant; others are taken from the ledger's first line.
-        heads: Earlier tree heads, their signatures checked; those of other data sets are passed over.
+        heads: Earlier tree heads, their signatures checked; those of other data sets are passed over, and so are those that name
+            none, which `audit_folder` looks at.
         every_signature: As for `ledger.read_ledger`.
 
     Raises:
@@ -191,12 +193,24 @@ def audit_folder(
             findings.append(Finding(path=path, audit=None, error=error))
     if all(finding.error is None for finding in findings):
         for head in heads:
-            if (head.public_key, head.data) not in longest:
+            if not _is_continued(head, longest):
                 missing = HistoryForked(
                     f"no ledger here continues the tree head of {head.participant!r} with {head.size} entries"
                 )
                 findings.append(Finding(path=place, audit=None, error=missing))
     return findings
+
+
+def _is_continued(head: TreeHead, longest: Mapping[tuple[bytes, bytes], LedgerAudit]) -> bool:
+    """Tell whether there is the ledger of a tree head; one that names no data set is of any ledger of its key."""
+    if head.data:
+        return (head.public_key, head.data) in longest
+    return any(
+        key == head.public_key
+        and head.size <= len(audit.leaves)
+        and root_of_leaves(audit.leaves[: head.size]) == head.root
+        for (key, _), audit in longest.items()
+    )
 
 
 def _verify_continues(path: Path, found: LedgerFile, head: TreeHead) -> None:

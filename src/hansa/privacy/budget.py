@@ -2,25 +2,41 @@
 
     1 reserve  the steps of a round, fsynced and signed, before the first record is read
     2 commit   after the update has left
+    charge     steps of anything else that looks at the data and leaves something: in one line, before it looks
 
 What is reserved counts as spent, committed or not: after a crash nothing is under-counted. The ledger is bound to the identity
-of the data (`data_identity`), so that a new study continues it. Not protected against: an owner who keeps two ledgers, or goes
-back to an older copy of its file; whoever kept a tree head of the longer one can tell (`hansa audit verify --head`).
+of the data (`data_identity`), so that a new study continues it, and several studies may use it at once: whoever reserves sees
+what the others have reserved. Not protected against: an owner who keeps two ledgers, or goes back to an older copy of its file;
+whoever kept a tree head of the longer one can tell (`hansa audit verify --head`).
 """
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Protocol
 
 from hansa.errors import BudgetExhausted
+from hansa.privacy import accounting
 from hansa.privacy.ledger import Ledger, LedgerOwner
 from hansa.privacy.ledger_format import spending_problem
 from hansa.privacy.ledger_head import TreeHead
-from hansa.privacy.spending import Mechanism, Spending, total_epsilon
+from hansa.privacy.spending import Mechanism, Spending, month_of, total_epsilon
+from hansa.privacy.spent import Spent
 
-__all__ = ["Budget", "Spending"]
+__all__ = ["Budget", "Gate", "Spending"]
 
 _LIMIT_MOST = 1e12  # a limit above this is none
+
+
+class Gate(Protocol):
+    """The owner's own rules, such as `Policy.verify_round`."""
+
+    def __call__(
+        self, study: str, mechanism: accounting.Mechanism, *, delta: float, spent: Spent, month: str
+    ) -> None:
+        """Raise a `PolicyRefusal` where these steps must not be spent."""
+        ...
 
 
 class Budget:
@@ -40,53 +56,117 @@ class Budget:
         - A reservation is on the disk before `reserve` returns.
         - A refused reservation leaves the file as it was, and so does one for which the disk has no room.
         - ε counts every reservation, committed or not.
-        - A reservation that another writer of the same file has overtaken is refused.
+        - A reservation counts what other objects and processes have reserved in the same file: together they pass no limit.
+        - An entry counts in the month of the clock or in the latest month of the ledger, whichever is later: a clock that is set
+          back renews nothing.
     """
 
     def __init__(self, path: Path, *, epsilon_limit: float, delta: float, owner: LedgerOwner) -> None:
-        self.path, self.epsilon_limit = path, epsilon_limit
+        self.path, self.epsilon_limit, self._owner = path, epsilon_limit, owner
         self._ledger = Ledger(path, owner=owner, delta=delta)
-        self.delta = self._ledger.delta
-        self._steps: Counter[Mechanism] = Counter()
-        for reservation in self._ledger.history.reservations:
-            self._steps[reservation.spending.mechanism] += reservation.spending.steps
+        self._counted = 0
+        self._steps: dict[tuple[str, str], Counter[Mechanism]] = {}  # by study and month
+
+    @property
+    def delta(self) -> float:
+        """The δ at which ε is stated."""
+        return self._ledger.delta
 
     @property
     def head(self) -> TreeHead | None:
-        """The tree head after the last entry; None before the first."""
+        """The tree head after the last entry that this object has seen; None before the first."""
         history = self._ledger.history
         return history.head() if history.size else None
 
+    def spent(self, *, study: str | None = None, month: str | None = None) -> Sequence[accounting.Mechanism]:
+        """Give what was reserved, of one study or in one month or both; see `spent.Spent`."""
+        return [accounting.Mechanism(*one, count) for one, count in sorted(self._sum(study, month).items())]
+
     def epsilon(self, further: Spending | None = None) -> float:
         """Compute ε spent, and with a further round on top where one is given."""
-        steps = Counter(self._steps)
+        steps = self._sum(None, None)
         if further is not None:
             steps[further.mechanism] += further.steps
         return total_epsilon(steps, self.delta)
 
-    def reserve(self, spending: Spending) -> float:
+    def _sum(self, study: str | None, month: str | None) -> Counter[Mechanism]:
+        reservations = self._ledger.history.reservations
+        for one in reservations[self._counted :]:
+            steps = self._steps.setdefault((one.spending.study, one.month), Counter())
+            steps[one.spending.mechanism] += one.spending.steps
+        self._counted = len(reservations)
+        total: Counter[Mechanism] = Counter()
+        for (of, at), steps in self._steps.items():
+            if study in (None, of) and month in (None, at):
+                total.update(steps)
+        return total
+
+    def reserve(self, spending: Spending, *, gate: Gate | None = None) -> float:
         """Step 1: reserve a round.
+
+        Args:
+            spending: What it asks for.
+            gate: The owner's rules beside the limit for ever.
 
         Returns:
             ε after it.
 
         Raises:
-            BudgetExhausted: The round would pass the limit, or asks for steps that cannot be accounted.
+            BudgetExhausted: The round would pass a limit, or asks for steps that cannot be accounted.
+            PolicyRefusal: The gate refuses.
             StoreNotWritable: The disk is full.
-            LedgerDamaged: Somebody else has written to the ledger since it was read.
+            LedgerDamaged: What somebody else has written to the ledger does not hold.
         """
+        limit = self.epsilon_limit if self.epsilon_limit <= _LIMIT_MOST else None
+        fields = {**asdict(spending), "epsilon_limit": limit}
+        self._ledger.append("reserve", fields, verify=lambda: self._verify(fields, spending, gate))
+        return self.epsilon()
+
+    def charge(
+        self, purpose: str, mechanism: accounting.Mechanism, *, study: str, gate: Gate | None = None
+    ) -> float:
+        """Spend for what is no update of a round: an empirical audit on the data, an evaluation that is released.
+
+        Args:
+            purpose: Short name of what it is: a-z, 0-9 and -.
+            mechanism: Its steps.
+            study: Id of the study that it is for.
+            gate: As for `reserve`.
+
+        Returns:
+            ε after it.
+
+        Raises:
+            As `reserve`.
+
+        Guarantees:
+            - The charge is on the disk, whole, before this returns: it is spent at once, and there is nothing to commit.
+            - It counts like a round: for ever, in its study and in its month.
+        """
+        spending = Spending(study=study, round=0, attempt=0, **mechanism._asdict())
+        limit = self.epsilon_limit if self.epsilon_limit <= _LIMIT_MOST else None
+        fields = {"purpose": purpose, "study": study, **mechanism._asdict(), "epsilon_limit": limit}
+        self._ledger.append("charge", fields, verify=lambda: self._verify(fields, spending, gate))
+        return self.epsilon()
+
+    def _verify(self, fields: Mapping[str, Any], spending: Spending, gate: Gate | None) -> None:
+        what = fields.get("purpose", f"round {spending.round}")
+        if gate is not None:
+            gate(
+                spending.study,
+                accounting.Mechanism(*spending.mechanism, spending.steps),
+                delta=self.delta,
+                spent=self.spent,
+                month=max(month_of(self._owner.now()), self._ledger.history.month),
+            )
         after = self.epsilon(spending)
         if not after <= self.epsilon_limit:  # a limit that is NaN allows nothing
             raise BudgetExhausted(
-                f"round {spending.round} would spend epsilon {after:.3f}, above the limit {self.epsilon_limit:g}"
+                f"{what} would spend epsilon {after:.3f}, above the limit {self.epsilon_limit:g}"
             )
-        problem = spending_problem(asdict(spending))
+        problem = spending_problem(fields)
         if problem:
-            raise BudgetExhausted(f"round {spending.round} asks for what no ledger can hold: {problem}")
-        limit = self.epsilon_limit if self.epsilon_limit <= _LIMIT_MOST else None
-        self._ledger.append("reserve", {**asdict(spending), "epsilon_limit": limit})
-        self._steps[spending.mechanism] += spending.steps
-        return after
+            raise BudgetExhausted(f"{what} asks for what no ledger can hold: {problem}")
 
     def commit(self, spending: Spending) -> None:
         """Step 2: note that the round's update has left; once, however often it is called.
@@ -97,5 +177,4 @@ class Budget:
         history = self._ledger.history
         if history.is_committed(spending.place):
             return
-        history.verify_reserved(spending)
-        self._ledger.append("commit", asdict(spending))
+        self._ledger.append("commit", asdict(spending), verify=lambda: history.verify_reserved(spending))

@@ -90,22 +90,30 @@ def read_ledger(path: Path, *, every_signature: bool = True) -> LedgerFile:
           found either; its entry is.
         - A piece of a line at the end takes nothing away from the lines before it.
     """
-    data = path.read_bytes()
-    found = LedgerFile(history=History(name=path.name), file_bytes=len(data))
+    found = LedgerFile(history=History(name=path.name))
+    _take_all(found, path.read_bytes(), every_signature=every_signature)
+    return found
+
+
+def _take_all(found: LedgerFile, data: bytes, *, every_signature: bool) -> None:
+    """Take what follows the lines that were read before."""
+    history, feed_missing = found.history, False
     *lines, rest = data.split(b"\n")
-    lines = [line + b"\n" for line in lines]
+    lines, torn = [line + b"\n" for line in lines], b""
     if rest and _is_line(rest + b"\n"):
         lines.append(rest + b"\n")
-        found.feed_missing = True
+        feed_missing = True
     elif _is_line(rest[:-1] + b"\n"):
-        raise LedgerDamaged(f"line {len(lines) + 1} of {path.name} ends in something else than a line feed")
+        raise LedgerDamaged(
+            f"line {history.size + len(lines) + 1} of {history.name} ends in something else than a line feed"
+        )
     else:
-        found.torn = rest
-    found.whole_bytes = len(data) - len(found.torn)
-    history = found.history
-    for line in lines:
-        history.take(line, check_signature=every_signature or history.size == len(lines) - 1)
-    return found
+        torn = rest
+    for number, line in enumerate(lines, start=1):
+        history.take(line, check_signature=every_signature or number == len(lines))
+    found.torn, found.feed_missing = torn, feed_missing
+    found.file_bytes = found.whole_bytes + len(data)
+    found.whole_bytes = found.file_bytes - len(torn)
 
 
 def _is_line(data: bytes) -> bool:
@@ -130,12 +138,12 @@ class Ledger:
 
     Guarantees:
         - An entry is on the disk before `append` returns.
-        - An entry that another writer of the same file has overtaken is refused.
+        - An entry is written only if `verify` allows it with all that others have written to the file, also from other processes.
         - What is in the file stays; only a piece of an unfinished line is taken away, and noted.
     """
 
     def __init__(self, path: Path, *, owner: LedgerOwner, delta: float) -> None:
-        self._path, self._owner = path, owner
+        self._path, self._owner, self._is_unknown = path, owner, False
         self._file = read_ledger(path) if path.exists() else LedgerFile(history=History(name=path.name))
         opening = self.history.opening
         self.delta = delta if opening is None else opening.delta
@@ -166,34 +174,67 @@ class Ledger:
                 f"{self._path.name} states epsilon at delta {opening.delta:g}, and a delta of {delta:g} is asked for"
             )
 
-    def append(self, kind: str, fields: Mapping[str, Any]) -> None:
+    def append(
+        self, kind: str, fields: Mapping[str, Any], *, verify: Callable[[], None] = lambda: None
+    ) -> None:
         """Write one entry; before it, where they are due, the opening and the note of a torn line.
 
+        Args:
+            kind: Kind of the entry.
+            fields: What it holds beside what every entry holds.
+            verify: Raises where the entry must not be written. Asked before the file is made or touched, and again once every other
+                writer is kept out and the history holds what they have written.
+
         Raises:
-            LedgerDamaged: Somebody else has written to the file since it was read, or the entry is not one.
+            LedgerDamaged: What others have written to the file since it was read does not hold, or the entry is not one.
             LedgerMismatch: The signer does not hold the owner's key; nothing was written.
             StoreNotWritable: The disk is full; the file is as it was.
             OSError: The line may not be on the disk; what is in the file now is found by reading it again.
         """
+        if self._is_unknown:
+            raise LedgerDamaged(f"what is in {self._path.name} is not known; it has to be opened again")
         found = self._file
-        lines = self._lines(kind, fields)
-        written = (b"\n" if found.feed_missing else b"") + b"".join(lines)
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with FileIO(descriptor, "ab") as file:
+        verify()
+        descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with FileIO(descriptor, "ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if os.fstat(file.fileno()).st_size != found.file_bytes:
-                raise LedgerDamaged(
-                    f"{self._path.name} was changed by somebody else while it was in use",
-                    hint="one process writes a ledger; stop the other one and start again",
-                )
+            if self._catch_up(file):
+                verify()
+            lines = self._lines(kind, fields)
+            written = (b"\n" if found.feed_missing else b"") + b"".join(lines)
+            is_new = not found.file_bytes
             self._write(file, written)
+            self._is_unknown = (
+                True  # what a failed fsync has left on the disk is found by reading it again only
+            )
             os.fsync(file.fileno())
-        if not found.file_bytes:  # a new file is on the disk once its name is
+            self._is_unknown = False
+        if is_new:  # a new file is on the disk once its name is
             _sync_directory(self._path.parent)
         found.whole_bytes = found.file_bytes = found.whole_bytes + len(written)
         found.torn, found.feed_missing = b"", False
         for line in lines:
             self.history.take(line, check_signature=False)  # checked as they were made
+
+    def _catch_up(self, file: FileIO) -> bool:
+        """Take what others have written since the file was read, and tell whether they have; the file is locked."""
+        found, size, before = self._file, os.fstat(file.fileno()).st_size, self.history.size
+        # What was a piece of a line when it was read may be a whole one by now; one that was taken away here is not.
+        if size == found.file_bytes and (not found.torn or size == found.whole_bytes):
+            return False
+        self._is_unknown = True  # until all of it was taken
+        data = os.pread(file.fileno(), max(size - found.whole_bytes, 0), found.whole_bytes)
+        if size < found.whole_bytes or (found.feed_missing and not data.startswith(b"\n")):
+            raise LedgerDamaged(f"{self._path.name} was changed by somebody else while it was in use")
+        if found.feed_missing:
+            found.whole_bytes, data = found.whole_bytes + 1, data[1:]
+        _take_all(found, data, every_signature=True)
+        opening = self.history.opening
+        if opening is not None:
+            self._verify_owner(self.delta)
+            self.delta = opening.delta
+        self._is_unknown = False
+        return self.history.size > before
 
     def _write(self, file: FileIO, written: bytes) -> None:
         found = self._file

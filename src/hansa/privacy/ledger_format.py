@@ -9,6 +9,7 @@ signature of a line covers its entry, its place, and every entry before it.
     open      line 1: whose ledger, under which key, of which data, at which δ, in which unit, by which accountant
     reserve   a round's steps, before the first record is read; what counts as spent
     commit    the round's update has left
+    charge    steps of anything else that looked at the data, such as an audit by canaries; spent by this line alone
     torn      the last line was cut short by a crash; its bytes are set aside, their hash stands here
 """
 
@@ -39,6 +40,7 @@ _TAIL = re.compile(rb',"root":"([0-9a-f]{64})","signature":"([0-9a-f]{128})"\}\n
 _TAIL_BYTES = 9 + 64 + 15 + 128 + 3
 _HEX32 = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_PURPOSE = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _INTEGER_MOST = 2**53 - 1
 # Beyond these a privacy loss distribution is not computed with, and a file could make its reader compute for ever.
 NOISE_LEAST, NOISE_MOST = 0.05, 1e6
@@ -69,19 +71,18 @@ def _limit(value: Any) -> bool:
 
 
 _COMMON: dict[str, Check] = {
-    "kind": _one_of("open", "reserve", "commit", "torn"),
+    "kind": _one_of("open", "reserve", "commit", "charge", "torn"),
     "previous": _text(_HEX32),
     "sequence": _integer(0),
     "time": _integer(-_INTEGER_MOST),
 }
-_STEPS: dict[str, Check] = {
+_MECHANISM: dict[str, Check] = {
     "study": _text(_NAME),
-    "round": _integer(0),
-    "attempt": _integer(0),
     "noise_multiplier": _number(NOISE_LEAST, NOISE_MOST),
     "sample_rate": _number(RATE_LEAST, 1.0),
     "steps": _integer(0, STEPS_MOST),
 }
+_STEPS: dict[str, Check] = _MECHANISM | {"round": _integer(0), "attempt": _integer(0)}
 _KINDS: dict[str, dict[str, Check]] = {
     "open": _COMMON
     | {
@@ -96,6 +97,7 @@ _KINDS: dict[str, dict[str, Check]] = {
     },
     "reserve": _COMMON | _STEPS | {"epsilon_limit": _limit},
     "commit": _COMMON | _STEPS,
+    "charge": _COMMON | _MECHANISM | {"purpose": _text(_PURPOSE), "epsilon_limit": _limit},
     "torn": _COMMON | {"bytes": _integer(1), "sha256": _text(_HEX32)},
 }
 
@@ -193,8 +195,9 @@ def decode_line(data: bytes) -> Line:
 
 
 def spending_problem(steps: Mapping[str, Any]) -> str:
-    """Say what is out of its bounds in the steps of a reservation; empty if nothing is."""
-    wrong = [name for name, right in _STEPS.items() if not right(steps[name])]
+    """Say what is out of its bounds in the steps of a reservation, or in a charge; empty if nothing is."""
+    fields = _KINDS["charge" if "purpose" in steps else "reserve"]
+    wrong = [name for name in steps if not fields[name](steps[name])]
     return ", ".join(f"{name} {steps[name]!r}" for name in wrong)
 
 

@@ -7,6 +7,7 @@
 5 signature   of the tree head, under the key that the first line names
 
 Sequence numbers decide what came before what. Times are what a clock said: one that goes backwards is noted, never trusted.
+So an entry counts in its own month or in that of any entry before it, whichever is later.
 """
 
 from collections.abc import Mapping
@@ -17,24 +18,28 @@ from hansa.errors import LedgerDamaged, ProofInvalid
 from hansa.privacy.ledger_format import FIRST_PREVIOUS, Line, decode_line
 from hansa.privacy.ledger_head import TreeHead
 from hansa.privacy.merkle import GrowingTree
-from hansa.privacy.spending import Spending
+from hansa.privacy.spending import Spending, month_of
 
 
 @dataclass(kw_only=True, slots=True)
 class Reservation:
-    """A round that was reserved.
+    """A round that was reserved, or another charge.
 
     Attributes:
         spending: What it asked for.
         epsilon_limit: ε that the data set was allowed at the time; None for no limit.
         line: Line of the ledger, from 1.
+        month: Calendar month that it counts in, YYYY-MM.
         committed: Whether its update is known to have left; it counts either way.
+        purpose: What else looked at the data; empty for a round's update. Such a charge has round 0 and is committed.
     """
 
     spending: Spending
     epsilon_limit: float | None
     line: int
+    month: str
     committed: bool = False
+    purpose: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +66,7 @@ class History:
         reservations: In their order.
         clock_backwards: Lines whose time is before that of the line above.
         torn: Lines that note a last line cut short.
+        month: Latest month that an entry names; empty before the first.
         signature: Signature of the last line.
 
     Guarantees:
@@ -75,6 +81,7 @@ class History:
     reservations: list[Reservation] = field(default_factory=list)
     clock_backwards: list[int] = field(default_factory=list)
     torn: list[int] = field(default_factory=list)
+    month: str = ""
     signature: bytes = b""
     tree: GrowingTree = field(default_factory=GrowingTree)
     _by_place: dict[tuple[str, int, int], list[Reservation]] = field(default_factory=dict)
@@ -163,6 +170,7 @@ class History:
         if self._time is not None and entry["time"] < self._time:
             self.clock_backwards.append(number)
         self._time = entry["time"]
+        self.month = max(self.month, month_of(entry["time"]))
         if entry["kind"] == "open":
             self.opening = Opening(
                 participant=entry["participant"],
@@ -176,14 +184,18 @@ class History:
         elif entry["kind"] == "commit":
             self._uncommitted(spending_of(entry)).committed = True
         else:
-            limit = entry["epsilon_limit"]
+            limit, purpose = entry["epsilon_limit"], entry.get("purpose", "")
             reservation = Reservation(
                 spending=spending_of(entry),
+                purpose=purpose,
+                committed=bool(purpose),
                 epsilon_limit=None if limit is None else float(limit),
                 line=number,
+                month=self.month,
             )
             self.reservations.append(reservation)
-            self._by_place.setdefault(reservation.spending.place, []).append(reservation)
+            if not purpose:
+                self._by_place.setdefault(reservation.spending.place, []).append(reservation)
 
     def verify_reserved(self, spending: Spending) -> None:
         """Raise LedgerDamaged unless a round is reserved with these steps and not committed."""
@@ -200,11 +212,11 @@ class History:
 
 
 def spending_of(entry: Mapping[str, Any]) -> Spending:
-    """Read the steps of a reservation or a commit."""
+    """Read the steps of a reservation, a commit or a charge; the last is of no round."""
     return Spending(
         study=entry["study"],
-        round=entry["round"],
-        attempt=entry["attempt"],
+        round=entry.get("round", 0),
+        attempt=entry.get("attempt", 0),
         noise_multiplier=float(entry["noise_multiplier"]),
         sample_rate=float(entry["sample_rate"]),
         steps=entry["steps"],

@@ -29,10 +29,10 @@ class Spent(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reservation:
-    """One reserved round of a ledger."""
+    """One reserved round of a ledger, or a charge, which is of no round."""
 
     study: str
-    round: int
+    round: int | None
     mechanism: Mechanism
 
 
@@ -45,17 +45,17 @@ def reservations_in(ledger: Path) -> tuple[Reservation, ...]:
     """
     if not ledger.is_file() or not os.access(ledger, os.R_OK):
         raise SpentFileMissing(f"ledger {str(ledger)!r} cannot be read")
-    paid = [reservation.spending for reservation in read_ledger(ledger).history.reservations]
+    paid = [(found.spending, found.purpose) for found in read_ledger(ledger).history.reservations]
     return tuple(
         Reservation(
             study=spending.study,
-            round=spending.round,
+            round=None if purpose else spending.round,
             mechanism=Mechanism(spending.noise_multiplier, spending.sample_rate, spending.steps),
         )
-        for spending in paid
+        for spending, purpose in paid
     )
 
 
 def rounds_of(study: str, reservations: Iterable[Reservation]) -> int:
     """Count the rounds of a study that were reserved, repeated attempts once."""
-    return len({one.round for one in reservations if one.study == study})
+    return len({one.round for one in reservations if one.study == study} - {None})

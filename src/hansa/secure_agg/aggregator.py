@@ -6,7 +6,7 @@
     R4 accept_answer   releases, until T of them can be relayed: the certificate of the round
 
 1.1 the header: form, signature, session, epoch, round, a member of the cohort, first one of its sender
-1.2 the header against what is expected: history, cohort, key, state, count (`expected.py`)
+1.2 the header against what is expected: history, cohort, key, state, count (`expected.py`), ledger head (`ledger_heads.py`)
 1.3 the ciphertexts against the header, one by one as they come: lengths, count, hash (`arriving.py`)
 1.4 what was not known beforehand is decided by T equal headers; until then uploads wait, unread
 1.5 the ciphertexts parsed and added, all or none (`sums.py`)
@@ -33,6 +33,7 @@ from hansa.secure_agg.arriving import ArrivingUpload, IsLate, never_late
 from hansa.secure_agg.cohort import CiphertextListHash, open_each, roster_hash, verify_round
 from hansa.secure_agg.expected import ExpectedHeader
 from hansa.secure_agg.identity import Roster
+from hansa.secure_agg.ledger_heads import LedgerHeads
 from hansa.secure_agg.messages import Consent, Release, UploadHeader, message_type, open_signed
 from hansa.secure_agg.parameters import Terms
 from hansa.secure_agg.sums import Sums, SumsInProcess
@@ -54,6 +55,7 @@ class RoundAggregator:
         cohort: Ids whose packages serve this attempt; the whole roster where it is not given.
         sums: Who parses and adds; this process itself where it is not given.
         expected: What every header must say, as far as it is known.
+        heads: Ledger heads that the members signed before; kept up by the uploads that are taken here.
 
     Attributes:
         uplink_bytes: Headers and ciphertexts that came whole and as signed so far, of all members together.
@@ -83,6 +85,7 @@ class RoundAggregator:
         cohort: Collection[str] | None = None,
         sums: Sums | None = None,
         expected: ExpectedHeader | None = None,
+        heads: LedgerHeads | None = None,
     ) -> None:
         self._roster, self._terms, self._epoch = roster, terms, epoch
         self._round, self._attempt = round_index, attempt
@@ -91,6 +94,7 @@ class RoundAggregator:
             raise CohortTooSmall(f"a cohort of {len(self.cohort)} is below the threshold {terms.threshold}")
         self._sums: Sums = SumsInProcess() if sums is None else sums
         self._expected = ExpectedHeader() if expected is None else expected
+        self._heads = LedgerHeads() if heads is None else heads
         self._lock = threading.RLock()  # held while an upload is added, never while one arrives
         self._arriving: dict[str, ArrivingUpload] = {}
         self._waiting: dict[str, ArrivingUpload] = {}
@@ -145,6 +149,7 @@ class RoundAggregator:
             DuplicateMessage: This member was added before, or its upload is on its way.
             CohortMismatch, HeParameterMismatch, TranscriptDivergence, ModelDivergence, CiphertextSizeMismatch: Not the
                 cohort, key, history, state or count that is expected, or that T members have.
+            LedgerRewound: The member showed a longer or another history of its privacy ledger before.
             UploadTooSlow: The ciphertexts did not come in time.
             AggregateHashMismatch: The ciphertexts are not those that the header was signed for.
             MalformedCiphertext: A ciphertext is not of the accepted form.
@@ -173,6 +178,7 @@ class RoundAggregator:
                 raise DuplicateMessage(f"an upload of {sender!r} is on its way")
             # 1.2
             self._expected.verify(header)
+            self._heads.verify(header)
             if (
                 before is not None
             ):  # whoever feeds it still waits for bytes, and will find out with the next ones
@@ -194,12 +200,14 @@ class RoundAggregator:
                 if votes >= self._terms.threshold:
                     self._expected = leading
             self._expected.verify(upload.header)  # more may be known than when it began
+            self._heads.verify(upload.header)
             if self._expected.complete:
                 self._add_waiting()
                 upload.commit()
                 self._headers[sender] = upload.signed
             else:
                 self._waiting[sender] = upload
+            self._heads.take(upload.header)
             del self._arriving[sender]
             self._refused.pop(sender, None)
             self.uplink_bytes += upload.upload_bytes

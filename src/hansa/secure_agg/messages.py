@@ -18,6 +18,7 @@ from hansa.secure_agg.parameters import MAXIMUM_PARTICIPANTS
 from hansa.secure_agg.sealing import MEMBER_KEY_BYTES, MEMBER_SEAL_BYTES, SEAL_TAG_BYTES
 
 GROUP_KEY_BYTES = 32
+LEDGER_HEAD_BYTES = 40
 ENVELOPE_BYTES = 256  # an envelope without its body is shorter
 _ENVELOPED_KEY_BYTES = MEMBER_SEAL_BYTES + GROUP_KEY_BYTES
 
@@ -37,6 +38,7 @@ _BYTE_LENGTHS = {
     "previous_transcript": 32,
     "transcript": 32,
     "ciphertext_list_hash": 32,
+    "ledger_head": LEDGER_HEAD_BYTES,
     "roster_hash": 32,
     "signature": 64,
 }
@@ -238,7 +240,7 @@ class RoundBody(Body):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UploadHeader(RoundBody):
-    """R1: what an upload is, signed before the coordinator adds it to anything."""
+    """R1: what an upload is, signed before the coordinator adds it to anything, and what its sender has spent by now."""
 
     TYPE: ClassVar[str] = "upload-header"
 
@@ -248,6 +250,7 @@ class UploadHeader(RoundBody):
     previous_transcript: bytes
     ciphertext_count: int
     ciphertext_list_hash: bytes
+    ledger_head: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

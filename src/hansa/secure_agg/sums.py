@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from hansa.errors import CiphertextSizeMismatch, OutOfOrder
-from hansa.secure_agg.bfv import CiphertextSum
+from hansa.secure_agg.bfv import CiphertextSum, parse_seeded
 from hansa.secure_agg.ciphertext_format import SEEDED_BYTES, verify_wire_length
 
 
@@ -72,53 +72,69 @@ class Sums(Protocol):
 class CiphertextSums:
     """The sums themselves, where the parser runs.
 
+    Args:
+        most_sums: Running sums that are kept in memory, all of them where it is not given. What is beyond is parsed when it
+            comes, and read and added when its sum is asked for.
+
     Attributes:
         terms: Uploads in the sums.
 
     Guarantees:
-        - Memory is one sum for each ciphertext of an upload and one parsed ciphertext, whatever the number of uploads.
-        - An upload is added whole or not at all.
+        - Memory is `most_sums` sums and two parsed ciphertexts, whatever the number and size of uploads.
+        - An upload is added whole or not at all, and nothing that was not parsed is accepted.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_sums: int | None = None) -> None:
+        self._most_sums = most_sums
         self._sums: list[CiphertextSum] = []
-        self.terms = 0
+        self._uploads: list[Callable[[int], bytes]] = []
+        self._count = self.terms = 0
 
     def __len__(self) -> int:
-        return len(self._sums)
+        return self._count
 
     def add(self, count: int, read: Callable[[int], bytes]) -> None:
         """Parse and add one upload.
 
         Args:
             count: Its ciphertexts.
-            read: Gives a ciphertext by its place, the same bytes each time it is asked.
+            read: Gives a ciphertext by its place, the same bytes each time it is asked, for as long as the sums are used.
 
         Raises:
             CiphertextSizeMismatch: Another count than that of the first upload, or a ciphertext of another length.
             MalformedCiphertext: A ciphertext is not of the accepted form.
         """
-        if self.terms and count != len(self._sums):
-            raise CiphertextSizeMismatch(f"{count} ciphertexts, the sums have {len(self._sums)}")
-        sums = self._sums or [CiphertextSum() for _ in range(count)]
+        if self.terms and count != self._count:
+            raise CiphertextSizeMismatch(f"{count} ciphertexts, the sums have {self._count}")
+        kept = count if self._most_sums is None else min(count, self._most_sums)
+        sums = self._sums or [CiphertextSum() for _ in range(kept)]
         added = 0
         try:
             for running in sums:
                 running.add(read(added))
                 added += 1
+            for place in range(kept, count):
+                parse_seeded(read(place))
         except BaseException:
             # Modulo q subtraction undoes addition exactly, so nobody parses an upload twice to be safe.
             for place in range(added):
                 sums[place].subtract(read(place))
             raise
-        self._sums = sums
+        self._sums, self._count = sums, count
+        if kept < count:
+            self._uploads.append(read)
         self.terms += 1
 
     def total(self, place: int) -> bytes:
         """Return one sum in expanded form; OutOfOrder if nothing was added."""
         if not self.terms:
             raise OutOfOrder("no upload was added to these sums")
-        return self._sums[place].serialise()
+        if place < len(self._sums):
+            return self._sums[place].serialise()
+        running = CiphertextSum()
+        for read in self._uploads:
+            running.add(read(place))
+        return running.serialise()
 
 
 class SumsInProcess:

@@ -49,15 +49,9 @@ from hansa.secure_agg.attempt import (
 from hansa.secure_agg.cohort import ciphertext_list_hash, cohort_hash, open_each, state_tag
 from hansa.secure_agg.epoch import Epoch
 from hansa.secure_agg.identity import Identity, RandomBytes
+from hansa.secure_agg.ledger_heads import NO_LEDGER
 from hansa.secure_agg.masks import add_mask, net_mask, pair_seed, pair_sign, self_seed
-from hansa.secure_agg.messages import (
-    Envelope,
-    Package,
-    RoundBody,
-    UploadHeader,
-    open_signed,
-    sign_message,
-)
+from hansa.secure_agg.messages import Envelope, Package, RoundBody, UploadHeader, open_signed, sign_message
 from hansa.secure_agg.packages import OwnPackage, make_package, open_shares, verify_form
 from hansa.secure_agg.packing import pack
 from hansa.secure_agg.parameters import SLOTS
@@ -340,11 +334,12 @@ class UploadMachine:
 
     # -- R1 ----------------------------------------------------------------------------------------------
 
-    def protect(self, levels: NDArray[np.int64]) -> tuple[bytes, list[bytes]]:
+    def protect(self, levels: NDArray[np.int64], ledger_head: bytes = NO_LEDGER) -> tuple[bytes, list[bytes]]:
         """Step R1: pack, tag, mask and encrypt the update of the running attempt.
 
         Args:
             levels: (m,) int64 quantised update.
+            ledger_head: Head of the member's privacy ledger after the update was paid for; see `ledger_heads`.
 
         Returns:
             (signed UploadHeader, ciphertexts in seeded form). To send them again take `upload`.
@@ -378,6 +373,7 @@ class UploadMachine:
             previous_transcript=attempt.transcript,
             ciphertext_count=len(ciphertexts),
             ciphertext_list_hash=ciphertext_list_hash(ciphertexts),
+            ledger_head=ledger_head,
         )
         save(self._store, UPLOAD_CIPHERTEXTS, ciphertexts=ciphertexts)
         save(self._store, UPLOAD, cohort=attempt.cohort_hash, header=header, count=levels.size)  # I3

@@ -1,0 +1,10 @@
+"""The group `hansa participant`: members of a consortium, at the coordinator and at an institution. Each part has its own file."""
+
+import typer
+
+from hansa import cli_dataset, cli_joining, cli_members
+
+app = typer.Typer(help="Members of a consortium.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(cli_members.app)
+app.add_typer(cli_joining.app)
+app.add_typer(cli_dataset.app, name="dataset")

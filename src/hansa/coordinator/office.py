@@ -1,0 +1,83 @@
+"""A coordinator's home with its journal open: what admin commands and the daemon work with."""
+
+import os
+from collections.abc import Sequence
+from datetime import datetime
+
+from hansa.coordinator.author_register import AuthorRecord, AuthorRegister
+from hansa.coordinator.home import CoordinatorHome
+from hansa.coordinator.issuing import hosts_of, server_certificate, verify_name
+from hansa.coordinator.journal import Journal
+from hansa.coordinator.registry import Registry
+from hansa.coordinator.renewals import Renewals
+from hansa.coordinator.revocations import Revocations
+from hansa.federation.files import PRIVATE, make_folder, read_file, read_private_file, write_file
+from hansa.federation.tls_authority import from_pem, to_pem
+from hansa.secure_agg.certificate_authority import CertificateAuthority
+
+
+class Office:
+    """A coordinator's home with its journal open: what admin commands and the daemon work with.
+
+    Attributes:
+        home: The home.
+        journal: Its journal.
+        registry: Members.
+        renewals: New certificates of members.
+        authors: Authors.
+        revocations: The revocation list.
+    """
+
+    def __init__(self, home: CoordinatorHome, journal: Journal) -> None:
+        lifetimes = home.settings.lifetimes
+        self.home, self.journal = home, journal
+        self.registry = Registry(journal, consortium=home.consortium, settings=home.settings)
+        self.renewals = Renewals(journal, consortium=home.consortium, days=lifetimes.member_days)
+        self.authors = AuthorRegister(journal, days=lifetimes.author_days)
+        self.revocations = Revocations(
+            journal,
+            file=home.revocation_list_file,
+            authors=self.authors,
+            days=lifetimes.revocation_list_days,
+        )
+
+    def __enter__(self) -> "Office":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.journal.close()
+
+    def add_author(self, name: str, authority: CertificateAuthority) -> AuthorRecord:
+        """Make an author who signs at this home, with its key; an author that is here already gets a new certificate."""
+        verify_name(name)
+        path = self.home.author_key_file(name)
+        if not path.exists():
+            make_folder(path.parent)
+            write_file(path, os.urandom(32), mode=PRIVATE, replace=False)
+        request = self.home.author(name).request_certificate(name)
+        return self.authors.add(name, request, authority)
+
+
+def open_office(home: CoordinatorHome) -> Office:
+    """Open the journal of a home; raises DatabaseUnusable or DatabaseNewer."""
+    return Office(home, Journal(home.settings.database_url(home.folder)))
+
+
+def renew_services(
+    office: Office, authority: CertificateAuthority, now: datetime, hosts: Sequence[str] = ()
+) -> None:
+    """Give the coordinator's services another certificate for the same key, and make another revocation list if one is due.
+
+    Args:
+        office: The coordinator's.
+        authority: Issues both.
+        now: The time.
+        hosts: Names and addresses of the coordinator; those of the present certificate where none are given.
+    """
+    files, days = office.home.tls_files, office.home.settings.lifetimes.server_days
+    key = read_private_file(files.key)
+    hosts = hosts or hosts_of(from_pem(read_file(files.certificate)))
+    certificate = server_certificate(authority, key, hosts=hosts, now=now, days=days)
+    write_file(files.certificate, to_pem(certificate))
+    office.revocations.publish(authority)
+    office.journal.event("server_certificate_renewed")

@@ -1,0 +1,51 @@
+"""What the services of enrolment and consortium can mean: a client makes an error of no other kind, whatever a peer sends."""
+
+from hansa.errors import (
+    AlreadyAnswered,
+    CertificateRejected,
+    DocumentMalformed,
+    DocumentRejected,
+    EnrolmentPending,
+    Error,
+    InvitationExhausted,
+    InvitationExpired,
+    InvitationUnknown,
+    InvitationUsed,
+    JournalNotWritable,
+    MessageTooLarge,
+    NotAMember,
+    ParticipantRevoked,
+    RequestForeign,
+    TooManyCalls,
+    UnknownStudy,
+)
+
+ENROLMENT_ERRORS: tuple[type[Error], ...] = (
+    CertificateRejected,
+    DocumentMalformed,
+    DocumentRejected,
+    EnrolmentPending,
+    InvitationExhausted,
+    InvitationExpired,
+    InvitationUnknown,
+    InvitationUsed,
+    JournalNotWritable,
+    MessageTooLarge,
+    NotAMember,
+    ParticipantRevoked,
+    RequestForeign,
+    TooManyCalls,
+)
+CONSORTIUM_ERRORS: tuple[type[Error], ...] = (
+    AlreadyAnswered,
+    CertificateRejected,
+    DocumentMalformed,
+    DocumentRejected,
+    EnrolmentPending,
+    JournalNotWritable,
+    MessageTooLarge,
+    NotAMember,
+    RequestForeign,
+    TooManyCalls,
+    UnknownStudy,
+)

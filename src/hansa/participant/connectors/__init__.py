@@ -1,0 +1,1 @@
+"""Ways to an institution's data: files and databases, read in pieces and never written to."""
