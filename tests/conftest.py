@@ -172,6 +172,7 @@ def house_of_members(federated: ModuleType) -> Any:
     return federated.House()
 
 
+@pytest.fixture(scope="session")
 def audits() -> ModuleType:
     """The parts of an auditor's folder."""
     return _plain_module("audit_folder")

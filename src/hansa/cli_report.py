@@ -43,7 +43,10 @@ def audit_statement(
     home: Annotated[Path, _option("Home folder of the participant, with its identity.")],
     policy: Annotated[Path, _option("The data set's policy.toml: its name and its limits.")],
     output: Annotated[Path, _option("File to write, such as statement-cards.json.")],
-    study: Annotated[list[Path], _option("study.toml of every study in the ledger; may be repeated.")],
+    study: Annotated[
+        list[Path] | None,
+        _option("study.toml of a study in the ledger that the home does not know; may be repeated."),
+    ] = None,
     base_model: Annotated[
         list[str] | None, _option("STUDY=HEX, hash of a study's public base model; may be repeated.")
     ] = None,
@@ -59,14 +62,17 @@ def audit_statement(
 
     It holds no record, no number of records, no loss and no gradient. Hand it to the auditor with the ledger.
     """
+    from hansa.participant.home import open_identity
     from hansa.participant.policy_file import load_policy
-    from hansa.participant.stating import identity_in, signed_statement
+    from hansa.participant.stating import known_in, signed_statement
     from hansa.privacy.empirical_file import read_empirical
     from hansa.privacy.statement import write_statement
     from hansa.study import load_study
 
-    agreements = [load_study(file) for file in study]
     rules = load_policy(policy)
+    identity = open_identity(home)
+    known = known_in(home, identity, rules.data_set)
+    agreements = [*known.studies, *(load_study(file) for file in study or [])]
     bounds, inversions = [], []
     for file in empirical or []:
         found_bounds, found_inversions = read_empirical(file)
@@ -74,11 +80,11 @@ def audit_statement(
         inversions += found_inversions
     signed = signed_statement(
         ledger,
-        identity_in(home),
+        identity,
         policy=rules,
         studies=agreements,
-        base_models=_base_models(base_model or [], agreements),
-        approvals=[] if approvals is None else _approvals(approvals),
+        base_models={**known.base_models, **_base_models(base_model or [], agreements)},
+        approvals=[*known.approvals, *([] if approvals is None else _approvals(approvals))],
         empirical=bounds,
         inversions=inversions,
     )
@@ -191,7 +197,7 @@ def _base_models(texts: Sequence[str], studies: Sequence["Study"]) -> dict[str, 
     found = {}
     for text in texts:
         name, _, digits = text.partition("=")
-        named = [study.id for study in studies if name in (study.name, study.id)]
+        named = sorted({study.id for study in studies if name in (study.name, study.id)})
         if len(named) != 1 or len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):
             raise UsageError(
                 f"--base-model is {text[:80]!r}, not the name of a study that is given, =, and 64 hex digits"

@@ -177,7 +177,7 @@ def test_a_participant_signs_its_statement(
 @pytest.mark.parametrize(
     ("change", "status", "code"),
     [
-        ({"--home": "nowhere"}, 66, "identity_missing"),
+        ({"--home": "nowhere"}, 66, "home_missing"),
         ({"--policy": "nowhere"}, 78, "policy_file_missing"),
         ({"--study": "nowhere"}, 78, "study_file_missing"),
         ({"--base-model": "x=1"}, 2, "usage"),

@@ -14,7 +14,7 @@ from hansa.privacy.audit import audit_folder
 from hansa.privacy.contradictions import contradictions
 from hansa.privacy.spending import total_epsilon
 from hansa.privacy.statement import sign_statement
-from hansa.privacy.statement_audit import audit_statements, epsilon_by_month, months_of
+from hansa.privacy.statement_audit import audit_statements, epsilon_by_month
 
 Make = Callable[..., Any]
 
@@ -169,7 +169,7 @@ def test_months_never_go_back_and_are_composed_each_by_itself(institution: Make,
     bank.clock = audits.START - 100 * audits.DAY  # a clock that is set back renews no month
     bank.spend(audits.study_of("second"), 1, days=0)
     audit = audit_folder(bank.folder)[0].audit
-    assert months_of(audit) == ["2026-10", "2026-10", "2026-10"]
+    assert [one.month for one in audit.reservations] == ["2026-10", "2026-10", "2026-10"]
     bank.clock = audits.START + 70 * audits.DAY
     bank.spend(audits.study_of("third"), 1, days=0)
     by_month = epsilon_by_month(audit_folder(bank.folder)[0].audit)

@@ -13,7 +13,8 @@ import pytest
 
 from hansa.errors import LedgerFileMissing
 from hansa.privacy import cross_check
-from hansa.privacy.accounting import epsilon_of
+from hansa.privacy.accounting import Mechanism, epsilon_of
+from hansa.privacy.budget import Budget, Spending
 from hansa.privacy.spending import total_epsilon
 from hansa.privacy.statement import EmpiricalBound
 from hansa.reports import gather_data_sets
@@ -191,7 +192,7 @@ def test_a_layer_that_is_off_comes_first_among_the_cautions(institution: Make, a
     protections = {**study.protections, "homomorphic_encryption": False}
     bank.state(changes={"studies": (study.model_copy(update={"protections": protections}),)})
     report = gather(bank.folder)
-    assert report.verified
+    assert report.problems == ()
     off = [layer for layer in report.overall.layers if not layer.on]
     assert [(layer.layer, layer.off_in) for layer in off] == [("homomorphic_encryption", ("credit-default",))]
     assert report.overall.layers_off == 1
@@ -213,6 +214,23 @@ def test_an_older_copy_of_ledger_and_statement_changes_no_number(
     assert len(found.files) == 9
 
 
+def test_what_else_looked_at_the_data_is_counted_and_named(institution: Make, audits: ModuleType) -> None:
+    bank = institution()
+    study = audits.study_of()
+    bank.spend(study, 3)
+    budget = Budget(bank.ledger, epsilon_limit=4.0, delta=audits.DELTA, owner=bank.owner)
+    budget.charge("canary", Mechanism(4.0, 1.0, 2), study=study.id)
+    bank.state()
+    report = gather(bank.folder)
+    assert report.problems == ()
+    (one,) = report.data_sets
+    assert one.spent.epsilon == total_epsilon({(1.2, 0.1): 3, (4.0, 1.0): 2}, audits.DELTA)
+    assert [(row.purpose, row.steps) for row in one.ranges] == [("", 1), ("canary", 2)]
+    (spent,) = one.studies
+    assert (spent.rounds_paid, spent.rounds_sent) == (3, 3)
+    assert "canary" in report_html(report)
+
+
 def test_several_data_sets_of_one_participant_are_composed(institution: Make, audits: ModuleType) -> None:
     one, other = institution(), institution(data=b"e" * 32)
     one.spend(audits.study_of(), 4)
@@ -221,7 +239,7 @@ def test_several_data_sets_of_one_participant_are_composed(institution: Make, au
     other.spend(audits.study_of(), 6)
     other.state(data_set="cards-2025")
     report = gather(one.folder)
-    assert report.verified
+    assert report.problems == ()
     assert report.overall.epsilon_max == total_epsilon({(1.2, 0.1): 10}, 1e-5)
     assert any(text.startswith("bank-1 has several data sets here") for text in report.cautions)
 
@@ -261,8 +279,6 @@ def test_shared_noise_is_told(institution: Make, audits: ModuleType) -> None:
 def test_an_unbounded_epsilon_is_shown_as_such(institution: Make, audits: ModuleType) -> None:
     bank = institution()
     bank.ledger.parent.mkdir(parents=True)
-    from hansa.privacy.budget import Budget, Spending
-
     budget = Budget(bank.ledger, epsilon_limit=math.inf, delta=1e-5, owner=bank.owner)
     budget.epsilon = lambda further=None: 0.0
     budget.reserve(

@@ -2,21 +2,22 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
-from hansa.errors import LedgerNotVerified, StoreDamaged
+from hansa.errors import LedgerNotVerified
+from hansa.participant.home import ParticipantHome
 from hansa.participant.policy import Policy
 from hansa.participant.round_rosters import RoundRosters
-from hansa.participant.store import SealedStore, open_or_make_key
+from hansa.participant.settings import FILE_NAME
+from hansa.participant.study_desk import StudyDesk
 from hansa.privacy.audit import read
 from hansa.privacy.ledger import LedgerOwner
 from hansa.privacy.statement import Approval, EmpiricalBound, Inversion, Limits, sign_statement
 from hansa.privacy.stating import StudyFacts, make_statement
 from hansa.secure_agg.identity import Identity
 from hansa.study import Study
-
-_IDENTITY = "identity"
 
 
 def signed_statement(
@@ -100,20 +101,52 @@ def limits_of(policy: Policy) -> Limits:
     )
 
 
-def identity_in(home: Path) -> Identity:
-    """Read the identity in a participant's home folder: identity.store, sealed under identity.key.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Known:
+    """What a participant's home knows of the studies that it approved.
+
+    Attributes:
+        studies: The agreements.
+        base_models: Hash of each one's public base model, by its id.
+        approvals: Who approved it, and when.
+    """
+
+    studies: Sequence[Study] = ()
+    base_models: Mapping[str, str] = field(default_factory=dict)
+    approvals: Sequence[Approval] = ()
+
+
+def known_in(home: Path, identity: Identity, data_set: str) -> Known:
+    """Read the studies that were approved for a data set; a folder that is no home of a consortium's participant knows none.
 
     Raises:
-        StoreDamaged: There is none.
-        KeyFileUnsafe, StoreInUse: Others can read the key, or another process has the store open.
+        Error: A document there was altered; see `ParticipantHome.open` and `StudyDesk`.
     """
-    store_file = home / "identity.store"
-    if not store_file.exists():
-        raise StoreDamaged(
-            f"there is no identity in {str(home)!r}", hint="give the participant's home folder"
-        )
-    with closing(SealedStore(store_file, open_or_make_key(home / "identity.key"))) as store:
-        secret = store.get(_IDENTITY)
-    if secret is None:
-        raise StoreDamaged("identity.store holds no identity")
-    return Identity.load(secret)
+    if not (home / FILE_NAME).exists():
+        return Known()
+    opened = ParticipantHome.open(home)
+    desk = StudyDesk(
+        home,
+        consortium=opened.consortium,
+        participant=opened.name,
+        identity=identity.public,
+        now=lambda: datetime.now(UTC),
+    )
+    bodies = [
+        (study.proposal.body, study.answer.body)
+        for study in desk.all()
+        if study.answer is not None and study.state != "denied" and study.data_set == data_set
+    ]
+    return Known(
+        studies=[proposal.agreement() for proposal, _ in bodies],
+        base_models={proposal.study_id.hex(): proposal.base_model.hex() for proposal, _ in bodies},
+        approvals=[
+            Approval(
+                study=proposal.study_id.hex(),
+                approved_by="the administrator, by hand" if answer.by == "hand" else "the policy",
+                role=f"proposed by {proposal.author}",
+                time=int(answer.at.timestamp()),
+            )
+            for proposal, answer in bodies
+        ],
+    )

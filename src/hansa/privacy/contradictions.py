@@ -41,7 +41,11 @@ def seen_rounds(study: StudyRecord, audit: LedgerAudit) -> list[int]:
     Rounds are committed in their order, so these are the first ones.
     """
     committed = sorted(
-        {one.spending.round for one in audit.reservations if one.spending.study == study.id and one.committed}
+        {
+            one.spending.round
+            for one in audit.reservations
+            if one.spending.study == study.id and one.committed and not one.purpose
+        }
     )
     void = set(study.void_rounds)
     return [number for number in committed[: study.rounds_committed] if number not in void]
@@ -87,7 +91,11 @@ def _unpaid(
 ) -> list[RecordsContradict]:
     paid: dict[str, set[int]] = {}
     for audit in audits:
-        rounds = {one.spending.round for one in audit.reservations if one.spending.study == study.id}
+        rounds = {
+            one.spending.round
+            for one in audit.reservations
+            if one.spending.study == study.id and not one.purpose
+        }
         if rounds:
             paid.setdefault(audit.opening.participant, set()).update(rounds)
     missing = {drop.round: set(drop.missing) for drop in study.dropouts}

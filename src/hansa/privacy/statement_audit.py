@@ -15,9 +15,8 @@ from pathlib import Path
 from hansa.errors import AuditError, HistoryForked, StatementMismatch
 from hansa.privacy.audit import Finding, LedgerAudit, epsilon_of_reservations, is_above
 from hansa.privacy.ledger_history import Reservation
-from hansa.privacy.spending import month_of
 from hansa.privacy.statement import STATEMENTS, Statement, StudyRecord, read_statement
-from hansa.privacy.stating import noise_multipliers
+from hansa.privacy.stating import noise_multipliers, rounds_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,8 +127,7 @@ def verify_statement(statement: Statement, audit: LedgerAudit, *, name: str) -> 
 def _verify_study(
     study: StudyRecord, own: Sequence[Reservation], *, is_last: bool, name: str, ledger: str
 ) -> None:
-    committed = len({one.spending.round for one in own if one.committed})
-    reserved = len({one.spending.round for one in own})
+    reserved, committed = rounds_of(own)
     used = noise_multipliers(own)
     if study.rounds_reserved != reserved:
         raise StatementMismatch(
@@ -140,9 +138,9 @@ def _verify_study(
             f"{name} says noise multipliers {_listed(study.noise_multipliers)} of study {study.name!r},"
             f" {ledger} says {_listed(used)}"
         )
-    # What else a study may spend, such as an evaluation, has a rate and steps of its own.
+    # What else looks at the data for a study, such as an audit by canaries, has a rate and steps of its own.
     agreed = (study.sample_rate, study.steps_per_round)
-    if own and agreed not in {(one.spending.sample_rate, one.spending.steps) for one in own}:
+    if reserved and agreed not in {(one.spending.sample_rate, one.spending.steps) for one in own}:
         raise StatementMismatch(
             f"no round of study {study.name!r} in {ledger} has the sample rate {agreed[0]:g} and {agreed[1]} steps of {name}"
         )
@@ -179,20 +177,11 @@ def _verify_limits(statement: Statement, audit: LedgerAudit, name: str) -> None:
             )
 
 
-def months_of(audit: LedgerAudit) -> list[str]:
-    """Give the month that each reservation counts in: its own, or that of any entry before it, whichever is later."""
-    latest, reached = [], ""
-    for time in audit.times:
-        reached = max(reached, month_of(time))
-        latest.append(reached)
-    return [latest[one.line - 1] for one in audit.reservations]
-
-
 def epsilon_by_month(audit: LedgerAudit) -> dict[str, float]:
     """Compute ε of each calendar month by itself."""
     by_month: dict[str, list[Reservation]] = {}
-    for month, reservation in zip(months_of(audit), audit.reservations, strict=True):
-        by_month.setdefault(month, []).append(reservation)
+    for reservation in audit.reservations:
+        by_month.setdefault(reservation.month, []).append(reservation)
     return {
         month: epsilon_of_reservations(own, audit.opening.delta) for month, own in sorted(by_month.items())
     }

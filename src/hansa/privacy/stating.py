@@ -108,6 +108,7 @@ def _verify_owner(audit: LedgerAudit, owner: LedgerOwner) -> None:
 def _record(facts: StudyFacts, reservations: Sequence[Reservation]) -> StudyRecord:
     study = facts.study
     own = [one for one in reservations if one.spending.study == study.id]
+    reserved, committed = rounds_of(own)
     return StudyRecord(
         id=study.id,
         name=study.name,
@@ -117,8 +118,8 @@ def _record(facts: StudyFacts, reservations: Sequence[Reservation]) -> StudyReco
         clip_norm=study.privacy.clip_norm,
         steps_per_round=study.training.local_steps,
         rounds_planned=study.training.rounds,
-        rounds_reserved=len({one.spending.round for one in own}),
-        rounds_committed=len({one.spending.round for one in own if one.committed}),
+        rounds_reserved=reserved,
+        rounds_committed=committed,
         cohort=study.aggregation.participants,
         protections=study.protections(),
         base_model=facts.base_model,
@@ -127,6 +128,14 @@ def _record(facts: StudyFacts, reservations: Sequence[Reservation]) -> StudyReco
             for number, names in sorted(facts.missing.items())
         ),
         void_rounds=tuple(sorted(facts.void_rounds)),
+    )
+
+
+def rounds_of(reservations: Sequence[Reservation]) -> tuple[int, int]:
+    """Count rounds that were paid for and rounds that are known to have left; repeated attempts once, other charges not."""
+    rounds = [one for one in reservations if not one.purpose]
+    return len({one.spending.round for one in rounds}), len(
+        {one.spending.round for one in rounds if one.committed}
     )
 
 

@@ -36,7 +36,7 @@ class Mechanism:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Round:
-    """A round that was paid for.
+    """A round that was paid for, or another charge.
 
     Attributes:
         study: Id of the study.
@@ -50,6 +50,7 @@ class Round:
         committed: Whether its update is known to have left; it counts either way.
         month: Calendar month that it counts in.
         line: Line of the ledger.
+        purpose: What else looked at the data; empty for a round's update. Such a charge has round 0.
     """
 
     study: str
@@ -63,6 +64,7 @@ class Round:
     committed: bool
     month: str
     line: int
+    purpose: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +84,7 @@ class RoundRange:
         steps: Steps of each.
         committed: Whether their updates are known to have left.
         month: Calendar month that they count in.
+        purpose: As for a round.
     """
 
     study: str
@@ -96,6 +99,7 @@ class RoundRange:
     steps: int
     committed: bool
     month: str
+    purpose: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

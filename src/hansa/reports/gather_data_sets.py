@@ -12,7 +12,8 @@ from hansa.privacy.cross_check import cross_check_all
 from hansa.privacy.ledger_format import RELATION
 from hansa.privacy.ledger_history import Reservation
 from hansa.privacy.statement import EmpiricalBound, Inversion, Statement
-from hansa.privacy.statement_audit import epsilon_by_month, months_of
+from hansa.privacy.statement_audit import epsilon_by_month
+from hansa.privacy.stating import rounds_of
 from hansa.reports.curves import Curves
 from hansa.reports.data_set_report import (
     Approved,
@@ -140,8 +141,8 @@ class DataSets:
             study=study,
             name=name,
             spent=self._spent(audit, own, epsilon, limit),
-            rounds_paid=len({one.spending.round for one in own}),
-            rounds_sent=len({one.spending.round for one in own if one.committed}),
+            rounds_paid=rounds_of(own)[0],
+            rounds_sent=rounds_of(own)[1],
             mechanisms=tuple(
                 Mechanism(noise_multiplier=sigma, sample_rate=rate, steps=count)
                 for (sigma, rate), count in sorted(steps.items())
@@ -150,7 +151,7 @@ class DataSets:
 
     def _rounds(self, audit: LedgerAudit) -> tuple[Round, ...]:
         after = self._curves.after(audit)
-        rows = zip(audit.reservations, audit.round_epsilon, after, months_of(audit), strict=True)
+        rows = zip(audit.reservations, audit.round_epsilon, after, strict=True)
         return tuple(
             Round(
                 study=one.spending.study,
@@ -162,10 +163,11 @@ class DataSets:
                 sample_rate=one.spending.sample_rate,
                 steps=one.spending.steps,
                 committed=one.committed,
-                month=month,
+                month=one.month,
                 line=one.line,
+                purpose=one.purpose,
             )
-            for one, epsilon, reached, month in rows
+            for one, epsilon, reached in rows
         )
 
     def _empirical(self, bound: EmpiricalBound, participant: str, path: Path) -> Empirical:
@@ -237,13 +239,14 @@ def _ranges(rounds: Sequence[Round], names: Mapping[str, str]) -> tuple[RoundRan
             steps=own[0].steps,
             committed=own[0].committed,
             month=own[0].month,
+            purpose=own[0].purpose,
         )
         for own in found
     )
 
 
 def _look(one: Round) -> tuple[object, ...]:
-    return one.study, one.noise_multiplier, one.sample_rate, one.steps, one.committed, one.month
+    return one.study, one.noise_multiplier, one.sample_rate, one.steps, one.committed, one.month, one.purpose
 
 
 def _limited(epsilon: float, limit: float | None) -> Spent:

@@ -118,7 +118,13 @@ def participation(document: Document, study: Document, number: int) -> Drawn | N
     rows = [
         (one["participant"], paid)
         for one in document["data_sets"]
-        if (paid := {r["round"]: r["committed"] for r in one["rounds"] if r["study"] == study["study"]})
+        if (
+            paid := {
+                r["round"]: r["committed"]
+                for r in one["rounds"]
+                if r["study"] == study["study"] and not r["purpose"]
+            }
+        )
     ]
     last = max([study["rounds_planned"] or 0, *(max(paid) for _, paid in rows)], default=0)
     if not rows or last < 1:
