@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import click
 import typer
 
-from hansa import cli_audit, cli_budget, cli_consortium, cli_model, cli_participant, cli_policy
+from hansa import (
+    cli_audit,
+    cli_budget,
+    cli_consortium,
+    cli_coordinator,
+    cli_decisions,
+    cli_model,
+    cli_participant,
+    cli_policy,
+    cli_studies,
+)
 from hansa.errors import Error, Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -51,12 +61,15 @@ study_app = typer.Typer(
     help="Read and check training agreements.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(demo_app, name="demo")
+study_app.add_typer(cli_studies.app)
+study_app.add_typer(cli_decisions.decisions)
 app.add_typer(study_app, name="study")
 app.add_typer(cli_model.app, name="model")
 app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_budget.app, name="budget")
 app.add_typer(cli_policy.app, name="policy")
 app.add_typer(cli_consortium.app, name="consortium")
+app.add_typer(cli_coordinator.app, name="coordinator")
 app.add_typer(cli_participant.app, name="participant")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hansa.cli_asking import data_home
 from hansa.errors import SchemaMismatch, UsageError
 
 if TYPE_CHECKING:
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
     from hansa.participant.dataset_file import DatasetEntry
 
 EPILOG = "Exit status: 0 ok, 2 usage, 3 refused by policy, 65 data, 66 missing input, 69 unreachable, 78 configuration."
-HOME = Path("~/.local/share/hansa/participant")
 
 app = typer.Typer(
     help="Describe, check and look at this participant's data. Nothing is sent.",
@@ -23,17 +23,12 @@ app = typer.Typer(
 )
 
 
-def _option(text: str, *names: str, **more: Any) -> Any:
-    return typer.Option(*names, help=text, show_default=False, **more)
+def _option(text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, show_default=False)
 
 
 Home = Annotated[
-    Path,
-    _option(
-        "The participant's home folder ($HANSA_HOME; ~/.local/share/hansa/participant).",
-        "--home",
-        envvar="HANSA_HOME",
-    ),
+    Path | None, _option("The participant's home (HANSA_HOME, or the user's data folder).", "--home")
 ]
 Json = Annotated[bool, _option("Print one JSON object on stdout and nothing else.", "--json")]
 DryRun = Annotated[bool, _option("Say what would be written, and write nothing.", "--dry-run")]
@@ -60,7 +55,7 @@ def add(
         list[str] | None, _option("STUDY=DATA, another name of a column in the data; may be repeated.")
     ] = None,
     policy: Annotated[str | None, _option("policy.toml of the data set.")] = None,
-    home: Home = HOME,
+    home: Home = None,
     dry_run: DryRun = False,
     json_only: Json = False,
 ) -> None:
@@ -73,31 +68,31 @@ def add(
         "label": label, "person": person, "record": record, "columns": _pairs(column), "policy": policy,
     }  # fmt: skip
     entry = _entry({key: value for key, value in given.items() if value is not None})
-    block = add_dataset(home.expanduser(), entry, dry_run=dry_run)
+    block = add_dataset(data_home(home, "participant"), entry, dry_run=dry_run)
     _tell_change("add", name, block, dry_run=dry_run, json_only=json_only)
     if not json_only and not dry_run:
         typer.echo(f"next: hansa participant dataset check {name} STUDY.toml")
 
 
 @app.command("remove", epilog=EPILOG)
-def remove(name: DataName, home: Home = HOME, dry_run: DryRun = False, json_only: Json = False) -> None:
+def remove(name: DataName, home: Home = None, dry_run: DryRun = False, json_only: Json = False) -> None:
     """Take a data set out of datasets.toml. Its ledger stays, and so does what was spent on its records."""
     from hansa.participant.dataset_edit import remove_dataset
 
-    block = remove_dataset(home.expanduser(), name, dry_run=dry_run)
+    block = remove_dataset(data_home(home, "participant"), name, dry_run=dry_run)
     _tell_change("remove", name, block, dry_run=dry_run, json_only=json_only)
     if not json_only:
         typer.echo("the ledger stays: the same records keep their budget, under this name only")
 
 
 @app.command("list", epilog=EPILOG)
-def list_datasets(home: Home = HOME, json_only: Json = False) -> None:
+def list_datasets(home: Home = None, json_only: Json = False) -> None:
     """List the data sets of this participant, and which have a ledger."""
     from hansa.participant.dataset_file import load_datasets
     from hansa.participant.registered_data import registered_names
     from hansa.privacy.data_identity import ledger_path
 
-    folder = home.expanduser()
+    folder = data_home(home, "participant")
     entries, known = load_datasets(folder).dataset, registered_names(folder)
     rows = [
         {
@@ -129,7 +124,7 @@ def check(
         Path | None,
         typer.Argument(help="A study.toml; a data set of texts needs none.", metavar="[STUDY.toml]"),
     ] = None,
-    home: Home = HOME,
+    home: Home = None,
     json_only: Json = False,
 ) -> None:
     """Hold a data set against a study and list every problem, by columns and counts. Nothing is registered, spent or sent."""
@@ -138,10 +133,10 @@ def check(
     from hansa.study import load_study
 
     study = None if study_file is None else load_study(study_file)
-    entry = load_datasets(home.expanduser()).named(name)
+    entry = load_datasets(data_home(home, "participant")).named(name)
     if study is None and entry.kind != "jsonl":
         raise UsageError(f"data set {name!r} is a table: give the study.toml that it should fit")
-    found = check_data(entry, home.expanduser(), study)
+    found = check_data(entry, data_home(home, "participant"), study)
     errors = [problem for problem in found.problems if problem.severity == "error"]
     if json_only:
         report = {
@@ -162,12 +157,14 @@ def check(
 
 
 @app.command("stats", epilog=EPILOG)
-def stats(name: DataName, home: Home = HOME, json_only: Json = False) -> None:
+def stats(name: DataName, home: Home = None, json_only: Json = False) -> None:
     """Show aggregates of a data set, here and to nobody else: they have no noise."""
     from hansa.participant.data_stats import data_stats
     from hansa.participant.dataset_file import load_datasets
 
-    found = data_stats(load_datasets(home.expanduser()).named(name), home.expanduser())
+    found = data_stats(
+        load_datasets(data_home(home, "participant")).named(name), data_home(home, "participant")
+    )
     if json_only:
         typer.echo(
             json.dumps(

@@ -71,7 +71,7 @@ def audit_statement(
 
     rules = load_policy(policy)
     identity = open_identity(home)
-    known = known_in(home, identity, rules.data_set)
+    known = known_in(home, rules.data_set)
     agreements = [*known.studies, *(load_study(file) for file in study or [])]
     bounds, inversions = [], []
     for file in empirical or []:

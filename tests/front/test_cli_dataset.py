@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from hansa import cli
+
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples/bank"
 STUDY = EXAMPLE / "study.toml"
@@ -42,6 +44,21 @@ def run(home: Path) -> Run:
             check=False,
             env={**os.environ, "HANSA_HOME": str(home)},
         )
+
+    return call
+
+
+@pytest.fixture
+def here(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The same within this process, for the many cases that differ in their arguments only."""
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = ["hansa", "participant", "dataset", *map(str, arguments), "--home", str(home)]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(command, int(ended.value.code or 0), out, err)
 
     return call
 
@@ -142,12 +159,12 @@ def test_every_problem_of_the_data_is_listed_and_none_of_its_values(run: Run, ho
     ids=["missing file", "duplicate column", "wrong delimiter", "short line", "wrong encoding", "empty"],
 )
 def test_bad_data_has_its_code(
-    run: Run, home: Path, change: Callable[[Path], object], status: int, code: str
+    here: Run, home: Path, change: Callable[[Path], object], status: int, code: str
 ) -> None:
     file = clients(home / "clients.csv")
-    add_csv(run)
+    add_csv(here)
     change(file)
-    found = run("check", "cards", STUDY)
+    found = here("check", "cards", STUDY)
     assert failure(found) == (status, code)
     assert SECRET not in found.stdout + found.stderr
 
@@ -214,9 +231,9 @@ def test_texts_need_no_study_and_tables_do(run: Run, home: Path) -> None:
     ],
 )
 def test_bad_usage_has_its_code_and_writes_nothing(
-    run: Run, home: Path, arguments: tuple[str, ...], status: int, code: str
+    here: Run, home: Path, arguments: tuple[str, ...], status: int, code: str
 ) -> None:
-    found = run(*arguments)
+    found = here(*arguments)
     assert failure(found) == (status, code)
     assert SECRET not in found.stdout + found.stderr
     assert not home.exists()

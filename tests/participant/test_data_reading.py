@@ -169,12 +169,41 @@ def test_persons_are_numbered_and_are_the_units(tmp_path: Path, study: Study) ->
     assert (alone.persons, len(alone.units)) == (None, 4)
 
 
-def test_a_study_of_persons_needs_a_person_column_and_counts_persons(tmp_path: Path, study: Study) -> None:
-    privacy = study.privacy.model_copy(update={"unit": "person", "sample_rate": 0.3})
-    persons = study.model_copy(update={"privacy": privacy})
-    assert ("person_undeclared", "") in found(entry_of(tmp_path, GOOD), tmp_path, persons)
-    counted = found(entry_of(tmp_path, GOOD, person="client"), tmp_path, persons)["too_few_rows", ""]
-    assert (counted.severity, counted.count) == ("error", 3)
+@pytest.fixture
+def persons(study: Study) -> Study:
+    privacy = study.privacy.model_copy(update={"unit": "person", "sample_rate": 0.3, "records_per_person": 1})
+    return study.model_copy(
+        update={"privacy": privacy, "data": study.data.model_copy(update={"person": "client"})}
+    )
+
+
+def test_a_study_of_persons_finds_its_column_and_counts_persons(tmp_path: Path, persons: Study) -> None:
+    entry = entry_of(tmp_path, GOOD)
+    problems = found(entry, tmp_path, persons)
+    assert (problems["too_few_rows", ""].severity, problems["too_few_rows", ""].count) == ("error", 3)
+    assert problems["capped_persons", "client"].count == 1
+    few = persons.privacy.model_copy(update={"sample_rate": 0.5, "records_per_person": 2})
+    enough = persons.model_copy(update={"privacy": few})
+    data = read_data(entry, tmp_path, enough)
+    assert data.persons is not None
+    assert data.persons.tolist() == [0, 1, 0, 2]
+    assert len(data.units) == 3
+    assert "capped_persons" not in {note.code for note in data.notes}
+
+
+def test_the_column_of_persons_may_have_another_name_and_must_be_there(
+    tmp_path: Path, persons: Study
+) -> None:
+    renamed = {("who" if name == "client" else name): cells for name, cells in GOOD.items()}
+    assert ("missing_column", "client") in found(entry_of(tmp_path, renamed), tmp_path, persons)
+    for more in ({"person": "who"}, {"columns": {"client": "who"}}):
+        problems = found(entry_of(tmp_path, renamed, **more), tmp_path, persons)
+        assert not {code for code, _ in problems} & {"missing_column", "unused_mapping"}
+    missing = {**renamed, "who": ["a", None, "b", "c"]}
+    assert (
+        found(entry_of(tmp_path, missing, person="who"), tmp_path, persons)["missing_person", "who"].count
+        == 1
+    )
 
 
 def test_too_few_rows_for_the_sampling(tmp_path: Path, study: Study) -> None:

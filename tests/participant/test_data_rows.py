@@ -75,10 +75,10 @@ def test_a_study_that_protects_persons_gets_whose_each_row_is(home: Path, study:
     (home / "datasets.toml").write_text(
         FILE.replace('path = "cards.csv"', 'path = "cards.csv"\nperson = "who"')
     )
-    (home / "cards.csv").write_text("income,region,y,who\n5,7,0,anna\n50,3,1,bela\n9,9,1,anna\n")
+    (home / "cards.csv").write_text("income,region,y,who\n5,7,0,anna\n50,3,1,bela\n9,9,1,anna\n1,1,0,cora\n")
     encoder = encoder_of_public_sample(study.data, np.array([[0.0], [50.0], [100.0]]), 1, 4)
     privacy = study.privacy.model_copy(update={"unit": "person", "records_per_person": 2})
     opened = open_data(home, "cards", study.model_copy(update={"privacy": privacy}), encoder, time=0.0)
     assert opened.rows.persons is not None
-    assert opened.rows.persons.tolist() == [0, 1, 0]
+    assert opened.rows.persons.tolist() == [0, 1, 0, 2]
     assert open_data(home, "cards", study, encoder, time=0.0).rows.persons is None

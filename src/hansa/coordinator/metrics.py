@@ -119,6 +119,6 @@ class CoordinatorMetrics:
         """Count a restart of the SuperLink."""
         self._restarts.inc()
 
-    def refused(self, door: str, reason: str) -> None:
-        """Count a call that was refused: which door, and the code of the error."""
-        self._refused.labels(door, reason).inc()
+    def refused(self, door: str, reason: str, count: int = 1) -> None:
+        """Count calls that were refused: which door, and the code of the error."""
+        self._refused.labels(door, reason).inc(count)

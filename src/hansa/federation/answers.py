@@ -2,7 +2,7 @@
 
 import hmac
 from datetime import datetime
-from typing import Annotated, ClassVar, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -41,10 +41,7 @@ class Denial(Body):
     at: UtcTime = Field(description="when")
 
 
-Answer = TypeVar("Answer", Approval, Denial)
-
-
-def verify_answer(document: Document[Answer], proposal: Document[Proposal]) -> None:
+def verify_answer(document: Document[Approval] | Document[Denial], proposal: Document[Proposal]) -> None:
     """Check an answer against the proposal that it is one to.
 
     Args:

@@ -33,7 +33,7 @@ class Proposal(Body):
     """A study, proposed by an author to some of the members."""
 
     SCHEMA: ClassVar[str] = "hansa/proposal/v1"
-    BYTES_MOST: ClassVar[int] = 2 << 20
+    BYTES_MOST: ClassVar[int] = 1 << 20  # it travels in one message
 
     consortium: Bytes32 = Field(description="fingerprint of the consortium")
     study_id: Bytes32 = Field(description="hash of the study")

@@ -214,6 +214,16 @@ class NodeCore:
     def _group_key(self) -> bytes:
         return self.membership.entered[0].group_key
 
+    def use_policy(self, policy: Policy) -> None:
+        """Go by other rules of the owner from the next step on."""
+        self._policy = policy
+        self.updates.budget.epsilon_limit = policy.epsilon_limit
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all rounds of the study are applied and closed."""
+        return self.state.round >= self._study.training.rounds and self._progress.awaits_close is None
+
     @property
     def budget(self) -> Budget:
         """The privacy budget of this participant's data set."""

@@ -134,7 +134,7 @@ def _is_right(field: str, value: Any) -> bool:
     if field == "packages":
         return type(value) is list and all(_is_message(item, (Package,)) for item in value)
     if field == "shares":
-        lengths = (LEAF_BYTES, BLOB_BYTES + LEAF_BYTES)
+        lengths = (0, LEAF_BYTES, BLOB_BYTES + LEAF_BYTES)  # strict mode has no shares
         return type(value) is list and all(type(item) is bytes and len(item) in lengths for item in value)
     return _is_message(value, ANSWERS[field][0])
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.clientapp import ClientApp
 
 from hansa.errors import Error, UnknownStudy
 from hansa.federation.fleet_messages import ABORTED, REPLY, take_session
 
 Handler = Callable[[Message], Message]
+App = Callable[[Message, Context], Message]  # a ClientApp, or what stands before one
 
 
 def aborted(message: Message) -> Message:
@@ -16,9 +16,7 @@ def aborted(message: Message) -> Message:
     return Message(RecordDict({REPLY: ConfigRecord({"error": ABORTED})}), reply_to=message)
 
 
-def session_handler(
-    find_app: Callable[[str], ClientApp | None], *, report: Callable[[Error], None]
-) -> Handler:
+def session_handler(find_app: Callable[[str], App | None], *, report: Callable[[Error], None]) -> Handler:
     """Make the handler that gives each message to the app of its session.
 
     Args:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 from hansa.errors import LedgerNotVerified
@@ -16,6 +15,7 @@ from hansa.privacy.audit import read
 from hansa.privacy.ledger import LedgerOwner
 from hansa.privacy.statement import Approval, EmpiricalBound, Inversion, Limits, sign_statement
 from hansa.privacy.stating import StudyFacts, make_statement
+from hansa.secure_agg.certificates import utc_now
 from hansa.secure_agg.identity import Identity
 from hansa.study import Study
 
@@ -116,7 +116,7 @@ class Known:
     approvals: Sequence[Approval] = ()
 
 
-def known_in(home: Path, identity: Identity, data_set: str) -> Known:
+def known_in(home: Path, data_set: str) -> Known:
     """Read the studies that were approved for a data set; a folder that is no home of a consortium's participant knows none.
 
     Raises:
@@ -125,13 +125,7 @@ def known_in(home: Path, identity: Identity, data_set: str) -> Known:
     if not (home / FILE_NAME).exists():
         return Known()
     opened = ParticipantHome.open(home)
-    desk = StudyDesk(
-        home,
-        consortium=opened.consortium,
-        participant=opened.name,
-        identity=identity.public,
-        now=lambda: datetime.now(UTC),
-    )
+    desk = StudyDesk(home, participant=opened.name, now=utc_now)
     bodies = [
         (study.proposal.body, study.answer.body)
         for study in desk.all()

@@ -2,14 +2,16 @@
 
 Everything lies in files of the home that agent and commands both read: signed documents, and which data set serves the study.
 
-    studies/SESSION/proposal.json     as its author signed it, verified before it was kept
-    studies/SESSION/answer.json       own approval or denial
+    studies/SESSION/proposal.json     as its author signed it
     studies/SESSION/data-set          name of the data set that serves the study
-    studies/SESSION/start.json        as its author signed it, verified with all approvals
+    studies/SESSION/answer.json       own approval or denial
+    studies/SESSION/start.json        as its author signed it
     studies/SESSION/approvals/NAME    the approvals that the start names
     studies/SESSION/command.json      the last command that was carried out
+    studies/SESSION/finished          all rounds are applied; the model is beside it
 
-A participant takes part in a study after its own approval and a start that was verified, and in nothing else.
+Documents are verified before they come here (`consortium_client.py`). A participant takes part in a study after its own approval
+and a start, and in nothing else.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,18 +20,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from hansa.errors import AlreadyAnswered, CommandStale, DocumentMalformed, Error, StudyUnknown, UsageError
+from hansa.errors import AlreadyAnswered, DocumentMalformed, OutOfOrder, StudyUnknown, UsageError
 from hansa.federation.answers import Approval, Decider, Denial, approve, deny
-from hansa.federation.consortium import Consortium
 from hansa.federation.documents import Document, read_document
 from hansa.federation.files import make_folder, read_file, write_file
-from hansa.federation.proposals import Proposal, verify_proposal
-from hansa.federation.starts import Command, Start, verify_command, verify_start
+from hansa.federation.proposals import Proposal
+from hansa.federation.starts import Command, Start
 from hansa.participant.policy import Policy
-from hansa.secure_agg.certificates import RevocationList
 from hansa.secure_agg.identity import Identity
 
-State = Literal["undecided", "approved", "denied", "started", "paused", "stopped"]
+State = Literal["undecided", "approved", "denied", "started", "paused", "stopped", "finished"]
+_LEAST_SESSION_DIGITS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,11 +38,12 @@ class DeskStudy:
     """A study as this participant has it.
 
     Attributes:
-        proposal: The proposal, verified.
+        proposal: The proposal.
         answer: Own answer, if there is one.
         data_set: Data set that serves it; empty before an approval.
-        start: The start, verified, if there is one.
-        command: The last command, verified.
+        start: The start, if there is one.
+        command: The last command.
+        is_finished: Whether all its rounds are applied.
     """
 
     proposal: Document[Proposal]
@@ -49,6 +51,7 @@ class DeskStudy:
     data_set: str = ""
     start: Document[Start] | None = None
     command: Document[Command] | None = None
+    is_finished: bool = False
 
     @property
     def session(self) -> str:
@@ -63,14 +66,18 @@ class DeskStudy:
     @property
     def state(self) -> State:
         """Where it stands here."""
+        if self.is_finished:
+            return "finished"
         if self.answer is None:
             return "undecided"
         if isinstance(self.answer.body, Denial):
             return "denied"
         if self.start is None:
             return "approved"
-        action = "" if self.command is None else self.command.body.action
-        return {"pause": "paused", "stop": "stopped"}.get(action, "started")  # type: ignore[return-value]
+        action = "resume" if self.command is None else self.command.body.action
+        if action == "resume":
+            return "started"
+        return "paused" if action == "pause" else "stopped"
 
 
 def policy_for(policy: Policy, study: DeskStudy) -> Policy:
@@ -89,32 +96,20 @@ class StudyDesk:
 
     Args:
         folder: The home.
-        consortium: The pinned consortium.
         participant: Own name.
-        identity: Own public identity key.
         now: Clock.
 
     Guarantees:
-        - Nothing is kept that does not verify under what is pinned here.
         - An own answer stands: another one to the same proposal is refused.
-        - A command is carried out once, and never after a later one.
+        - A start stands, and a command replaces only one with a smaller counter.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        consortium: Consortium,
-        participant: str,
-        identity: bytes,
-        now: Callable[[], datetime],
-    ) -> None:
-        self._folder, self._consortium = folder / "studies", consortium
-        self._participant, self._identity, self._now = participant, identity, now
+    def __init__(self, folder: Path, *, participant: str, now: Callable[[], datetime]) -> None:
+        self._folder, self._participant, self._now = folder / "studies", participant, now
 
-    def folder_of(self, session: str) -> Path:
+    def folder_of(self, study: DeskStudy) -> Path:
         """Where the files of a study are; also those of its node."""
-        return self._folder / session
+        return self._folder / study.session
 
     def all(self) -> list[DeskStudy]:
         """Return all studies, in the order in which they were proposed."""
@@ -132,12 +127,14 @@ class StudyDesk:
         """
         studies = self.all()
         found = [study for study in studies if study.name == name] or [
-            study for study in studies if len(name) >= 4 and study.session.startswith(name)
+            study
+            for study in studies
+            if len(name) >= _LEAST_SESSION_DIGITS and study.session.startswith(name)
         ]
         if not found:
             raise StudyUnknown(
                 f"no study {name[:80]!r} was proposed to {self._participant!r}",
-                hint="`hansa participant study list` shows those that were",
+                hint="`hansa participant study list` shows those that were; the agent fetches them",
             )
         undecided = [study for study in found if study.state == "undecided"]
         if len(undecided) > 1:
@@ -148,31 +145,14 @@ class StudyDesk:
             )
         return (undecided or found)[-1]
 
-    def propose(self, raw: bytes, revoked: RevocationList | None) -> DeskStudy | None:
-        """Take a proposal that came from anywhere.
-
-        Returns:
-            The study if it is new, None if it was known.
-
-        Raises:
-            DocumentMalformed, DocumentRejected, CertificateRejected, MessageTooLarge: See `verify_proposal`.
-        """
-        document = read_document(raw, Proposal)
-        place = self.folder_of(document.body.session_id.hex())
+    def propose(self, document: Document[Proposal]) -> bool:
+        """Keep a proposal; tell whether it is new."""
+        place = self._folder / document.body.session_id.hex()
         if (place / "proposal.json").exists():
-            return None
-        verify_proposal(
-            document,
-            consortium=self._consortium,
-            now=self._now(),
-            revoked=revoked,
-            participant=self._participant,
-            identity=self._identity,
-        )
-        make_folder(self._folder)
+            return False
         make_folder(place)
         write_file(place / "proposal.json", document.encode() + b"\n")
-        return DeskStudy(proposal=document)
+        return True
 
     def approve(
         self, study: DeskStudy, data_set: str, *, by: Decider, identity: Identity
@@ -180,17 +160,16 @@ class StudyDesk:
         """Approve a study; the rules were checked before.
 
         Raises:
-            AlreadyAnswered: It was answered before, otherwise or for another data set.
+            AlreadyAnswered: It was denied before, or approved for another data set.
         """
-        place = self.folder_of(study.session)
         if study.answer is not None:
             if isinstance(study.answer.body, Approval) and study.data_set == data_set:
                 return read_document(study.answer.encode(), Approval)
-            raise AlreadyAnswered(f"{study.name!r} was answered before, or for another data set")
-        write_file(place / "data-set", data_set.encode())
+            raise AlreadyAnswered(f"{study.name!r} was denied before, or approved for another data set")
+        write_file(self.folder_of(study) / "data-set", data_set.encode())
         body = approve(study.proposal, self._participant, by=by, at=self._now())
         document = Document.sign(body, identity.sign)
-        write_file(place / "answer.json", document.encode() + b"\n")
+        write_file(self.folder_of(study) / "answer.json", document.encode() + b"\n")
         return document
 
     def deny(
@@ -207,77 +186,53 @@ class StudyDesk:
             raise AlreadyAnswered(f"{study.name!r} was approved before")
         body = deny(study.proposal, self._participant, by=by, at=self._now(), reason=reason)
         document = Document.sign(body, identity.sign)
-        write_file(self.folder_of(study.session) / "answer.json", document.encode() + b"\n")
+        write_file(self.folder_of(study) / "answer.json", document.encode() + b"\n")
         return document
 
     def begin(
-        self, study: DeskStudy, raw: bytes, approvals: Sequence[bytes], revoked: RevocationList | None
+        self, study: DeskStudy, start: Document[Start], approvals: Sequence[Document[Approval]]
     ) -> DeskStudy:
-        """Take the start of a study that this participant approved.
+        """Keep the start of a study that this participant approved; the first one stands.
 
         Raises:
-            DocumentMalformed, DocumentRejected, CertificateRejected, MessageTooLarge: See `verify_start`; also if this participant
-                is not in the roster, or did not approve.
+            OutOfOrder: It was not approved.
         """
-        document = read_document(raw, Start)
-        shown = [read_document(one, Approval) for one in approvals]
         if study.start is not None:
-            return study  # a start stands
+            return study
         if study.state != "approved":
-            raise StudyUnknown(f"{study.name!r} was not approved by this participant")
-        verify_start(
-            document,
-            proposal=study.proposal,
-            approvals=shown,
-            consortium=self._consortium,
-            now=self._now(),
-            revoked=revoked,
-        )
-        place = self.folder_of(study.session)
-        make_folder(place / "approvals")
-        for approval in shown:
-            write_file(place / "approvals" / approval.body.participant, approval.encode() + b"\n")
-        write_file(place / "start.json", document.encode() + b"\n")
-        return replace(study, start=document)
+            raise OutOfOrder(f"the study {study.name!r} was started, and not approved here")
+        make_folder(self.folder_of(study) / "approvals")
+        for approval in approvals:
+            place = self.folder_of(study) / "approvals" / approval.body.participant
+            write_file(place, approval.encode() + b"\n")
+        write_file(self.folder_of(study) / "start.json", start.encode() + b"\n")
+        return replace(study, start=start)
 
-    def command(self, study: DeskStudy, raw: bytes, revoked: RevocationList | None) -> DeskStudy:
-        """Take a command to a study; one that was carried out before changes nothing.
-
-        Raises:
-            DocumentMalformed, DocumentRejected, CertificateRejected, MessageTooLarge: See `verify_command`.
-        """
-        document = read_document(raw, Command)
-        last = study.command
-        if last is not None and last.encode() == document.encode():
+    def command(self, study: DeskStudy, document: Document[Command]) -> DeskStudy:
+        """Keep a command that is carried out from now on."""
+        last = 0 if study.command is None else study.command.body.counter
+        if document.body.counter <= last:
             return study
-        try:
-            verify_command(
-                document,
-                proposal=study.proposal,
-                last_counter=0 if last is None else last.body.counter,
-                consortium=self._consortium,
-                now=self._now(),
-                revoked=revoked,
-            )
-        except CommandStale:
-            return study
-        write_file(self.folder_of(study.session) / "command.json", document.encode() + b"\n")
+        write_file(self.folder_of(study) / "command.json", document.encode() + b"\n")
         return replace(study, command=document)
+
+    def finish(self, study: DeskStudy) -> None:
+        """Note that all rounds of a study are applied, and its model is kept."""
+        write_file(self.folder_of(study) / "finished", b"")
 
     # -- inside ------------------------------------------------------------------------------------------
 
     def _read(self, path: Path) -> DeskStudy:
         place = path.parent
         proposal = read_document(read_file(path, Proposal.BYTES_MOST), Proposal)
-        study = DeskStudy(proposal=proposal)
+        study = DeskStudy(proposal=proposal, is_finished=(place / "finished").exists())
         if (place / "answer.json").exists():
-            raw = read_file(place / "answer.json")
-            study = replace(study, answer=_answer(raw))
-            if isinstance(study.answer, Document) and isinstance(study.answer.body, Approval):
+            study = replace(study, answer=_answer(read_file(place / "answer.json")))
+            if study.state != "denied":
                 study = replace(study, data_set=read_file(place / "data-set").decode())
         if (place / "start.json").exists():
-            raw = read_file(place / "start.json", Start.BYTES_MOST)
-            study = replace(study, start=read_document(raw, Start))
+            start = read_document(read_file(place / "start.json", Start.BYTES_MOST), Start)
+            study = replace(study, start=start)
         if (place / "command.json").exists():
             study = replace(study, command=read_document(read_file(place / "command.json"), Command))
         return study
@@ -288,8 +243,3 @@ def _answer(raw: bytes) -> Document[Approval] | Document[Denial]:
         return read_document(raw, Approval)
     except DocumentMalformed:
         return read_document(raw, Denial)
-
-
-def describe(error: Error) -> str:
-    """Say an error in one line, for status and log."""
-    return f"{error.message} [{error.code}]"

@@ -40,9 +40,10 @@ class TableReading:
     def __init__(self, study: Study, entry: DatasetEntry, names: Sequence[str], *, keep: bool = True) -> None:
         self._study, self._schema, self._entry, self._keep = study, study.data, entry, keep
         self._source = {name: source_of(entry, self._schema, name) for name in wanted(self._schema)}
+        self._person = person_of(entry, study)
         self._problems = self._problems_of_names(names)
         self.readable = all(problem.severity != "error" for problem in self._problems)
-        self.keys = UnitKeys(person=entry.person, record=entry.record, key_space=entry.key_space)
+        self.keys = UnitKeys(person=self._person, record=entry.record, key_space=entry.key_space)
         self.rows = 0
         self._counts: Counter[tuple[str, str]] = Counter()
         self._first: dict[tuple[str, str], int] = {}
@@ -62,7 +63,7 @@ class TableReading:
         numeric = [self._clamped(column, cells[column.name], start) for column in self._schema.numeric]
         codes = [self._coded(column, cells[column.name], start) for column in self._schema.categorical]
         without_person, without_record = self.keys.take(piece)
-        self._counts["missing_person", self._entry.person or ""] += without_person
+        self._counts["missing_person", self._person or ""] += without_person
         self._counts["missing_record", self._entry.record or ""] += without_record
         if self._keep:
             self._numeric.append(np.stack(numeric, axis=1) if numeric else np.empty((rows, 0)))
@@ -146,7 +147,7 @@ class TableReading:
                     column=name,
                 )
             )
-        for role, key in (("person", self._entry.person), ("record", self._entry.record)):
+        for role, key in (("person", self._person), ("record", self._entry.record)):
             if key is not None and key not in counts:
                 found.append(error("missing_column", f"{role} column {key!r} is not in the data", column=key))
         if not absent:
@@ -155,13 +156,9 @@ class TableReading:
             found += [
                 error("duplicate_column", words.format(name, counts[name]), column=name) for name in twice
             ]
-        if self._study.privacy.unit != "record" and self._entry.person is None:
-            found.append(
-                error(
-                    "person_undeclared", "the study protects persons, and the data set names no person column"
-                )
-            )
-        unknown = sorted({*self._entry.columns, *self._entry.categories} - set(self._source))
+        unknown = sorted(
+            {*self._entry.columns, *self._entry.categories} - {*self._source, self._schema.person}
+        )
         words = "the data set maps column {!r}, which the study does not have"
         return found + [note("unused_mapping", words.format(name), column=name) for name in unknown]
 
@@ -209,6 +206,7 @@ class TableReading:
         elif units < wished:
             words = f"{units} rows or persons are fewer than the study's divisor {wished:g}: noise will outweigh them"
             found.append(note("few_rows", words, count=units))
+        found += self._of_persons()
         if len([count for count in self._classes.values() if count]) == 1:
             found.append(
                 note(
@@ -216,6 +214,22 @@ class TableReading:
                 )
             )
         return found
+
+    def _of_persons(self) -> list[Problem]:
+        most, persons = self._study.privacy.records_per_person, self.keys.persons
+        if most is None or persons is None:
+            return []
+        many = int(np.count_nonzero(np.bincount(persons[persons >= 0]) > most))
+        words = f"{many} persons have more than {most} records; the first {most} of each take part"
+        return [note("capped_persons", words, column=self._person or "", count=many)] if many else []
+
+
+def person_of(entry: DatasetEntry, study: Study) -> str | None:
+    """Give the name in the data of the column of persons: the data set's own, or else the study's where it protects persons."""
+    named = study.data.person
+    if entry.person is not None or named is None:
+        return entry.person
+    return entry.columns.get(named, named)
 
 
 def wanted(schema: DataSchema) -> list[str]:

@@ -1,0 +1,114 @@
+"""What a coordinator looks after while it runs: members, revocation list, own certificate, counts."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from cryptography import x509
+
+from hansa.coordinator.front import Front
+from hansa.coordinator.home import CoordinatorHome
+from hansa.coordinator.members import Members
+from hansa.coordinator.metrics import CoordinatorMetrics
+from hansa.coordinator.office import Office, renew_services
+from hansa.coordinator.superlink import SuperLink
+from hansa.federation.files import read_file
+from hansa.federation.logs import log
+from hansa.federation.revocation_file import RevocationFile
+from hansa.federation.tls_authority import from_pem
+from hansa.secure_agg.certificate_authority import CertificateAuthority
+from hansa.secure_agg.certificates import utc_now
+
+
+def flower_keys(members: Members) -> dict[str, bytes]:
+    """Give the Flower node key, PEM, of every member that is enrolled."""
+    return {
+        record.name: record.enrolment_document.body.flower_key.encode()
+        for record in members.all()
+        if record.state == "enrolled"
+    }
+
+
+class Tending:
+    """One look after another; see `tend`.
+
+    Args:
+        home: The coordinator's.
+        office: Its journal and registers.
+        authority: Gives the authority where its key is at hand.
+        revoked: The revocation list in its file.
+        superlink: Where nodes are registered.
+        front: The fleet door.
+        metrics: What is counted.
+        members: Flower keys of the members that SuperLink and front know.
+        now: Clock.
+    """
+
+    def __init__(
+        self,
+        *,
+        home: CoordinatorHome,
+        office: Office,
+        authority: Callable[[], CertificateAuthority | None],
+        revoked: RevocationFile,
+        superlink: SuperLink,
+        front: Front,
+        metrics: CoordinatorMetrics,
+        members: Mapping[str, bytes],
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._home, self._office, self._authority, self._revoked = home, office, authority, revoked
+        self._superlink, self._front, self._metrics, self._now = superlink, front, metrics, now
+        self._members, self._list = dict(members), revoked().encoded
+        self._starts, self._counts = superlink.starts, Counter[str]()
+
+    def tend(self) -> None:
+        """Bring every door to what the journal says, and whatever ends soon to a new end, where the authority is at hand."""
+        self._tend_list()
+        self._tend_members()
+        self._tend_certificate()
+        self._count()
+
+    def _tend_list(self) -> None:
+        if self._office.revocations.is_due():
+            authority = self._authority()
+            if authority is not None:
+                self._office.revocations.publish(authority)
+        self._office.revocations.put_into_file()
+        encoded = self._revoked().encoded
+        if encoded != self._list:
+            self._front.update_revocations(encoded)
+            self._list = encoded
+            log("coordinator").info("revocation_list_in_force", number=self._revoked().number)
+
+    def _tend_members(self) -> None:
+        found = flower_keys(self._office.registry.members)
+        if found != self._members:
+            self._front.update_members(found)
+            self._superlink.set_members(found)
+            log("coordinator").info("members_changed", members=sorted(found))
+            self._members = found
+
+    def _tend_certificate(self) -> None:
+        files = self._home.tls_files
+        certificate = x509.load_der_x509_certificate(from_pem(read_file(files.certificate)))
+        ends = certificate.not_valid_after_utc
+        self._metrics.certificate_ends("server", ends.timestamp())
+        if ends - self._now() > (ends - certificate.not_valid_before_utc) / 3:
+            return
+        authority = self._authority()
+        if authority is not None:
+            renew_services(self._office, authority, self._now())
+            self._front.update_certificate(files.certificate, files.key)
+
+    def _count(self) -> None:
+        states = Counter(str(record.state) for record in self._office.registry.members.all())
+        self._metrics.members(dict(states))
+        for _ in range(self._superlink.starts - self._starts):
+            self._metrics.superlink_restarted()
+        self._starts = self._superlink.starts
+        counts = Counter(self._front.counts)
+        for reason, count in (counts - self._counts).items():
+            if not reason.isdigit():
+                self._metrics.refused("fleet", reason, count)
+        self._counts = counts

@@ -1,0 +1,228 @@
+"""The node agent: the one long-lived process of a participant. It calls the coordinator and is never called.
+
+    main thread     news of the consortium, decisions, seats (`agent_work.py`), service manager
+    fleet thread    requests of the rounds, answered by the seat of their session (`fleet.py`)
+
+SIGTERM: the request that is being answered is answered, its reply is sent or kept, the node takes its leave. SIGHUP: policies are
+read again. Code that arrives is refused (`code_bundle_refused`).
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import datetime
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from flwr.app import Context, Message
+
+from hansa.errors import Error, InternalFailure, InvalidValue, TransportError
+from hansa.federation.files import read_private_file, write_file
+from hansa.federation.logs import log
+from hansa.federation.service_manager import ServiceManager
+from hansa.federation.tls_files import TlsSource
+from hansa.participant.agent_work import AgentWork
+from hansa.participant.consortium_client import ConsortiumClient
+from hansa.participant.coordinator_channel import CoordinatorChannel, Patience
+from hansa.participant.fleet import FleetConnection
+from hansa.participant.home import ParticipantHome
+from hansa.participant.session_apps import session_handler
+from hansa.secure_agg.certificates import utc_now
+
+STATUS_FILE = "agent-status.json"
+_SOON_SECONDS, _LATER_SECONDS = 2.0, 10.0  # between two looks: something is awaited, or not
+_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 30.0
+_CALL_SECONDS = 20.0
+_SAY_AGAIN_SECONDS = 600.0
+
+
+class Agent:
+    """A participant's node agent.
+
+    Args:
+        home: The home of a member.
+        manager: Its service manager.
+        now: Clock.
+
+    Raises:
+        NotAMember: The participant is not enrolled.
+        KeyFileUnsafe: Somebody else can read a key.
+
+    Guarantees:
+        - It opens no port.
+        - What goes wrong is logged here and tried again; it ends only when it is told to.
+    """
+
+    def __init__(
+        self,
+        home: ParticipantHome,
+        *,
+        manager: ServiceManager | None = None,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        home.verify_key_files()
+        home.enrolment()
+        self._home, self._manager, self._now = home, manager or ServiceManager(), now
+        self._log = log("participant")
+        self._said: dict[str, tuple[str, float]] = {}
+        self._reload = threading.Event()
+        self._looked_at: float | None = None
+        self._problem = ""
+
+    def reload(self) -> None:
+        """Read policies again at the next moment; for a handler of SIGHUP."""
+        self._reload.set()
+
+    def serve(self, stop: threading.Event) -> None:
+        """Serve until `stop` is set.
+
+        Raises:
+            StoreInUse: Another agent serves this home.
+            StoreNotWritable: The home cannot be written.
+            CertificateRejected, InvalidValue, ConfigurationError: Keys or certificates cannot be used.
+        """
+        with ExitStack() as stack:
+            work = self._work(stack)
+            fleet = self._fleet()
+            failures: list[BaseException] = []
+            thread = threading.Thread(
+                target=self._answer, args=(fleet, work, stop, failures), name="fleet", daemon=True
+            )
+            thread.start()
+            stack.callback(thread.join)
+            stack.callback(stop.set)
+            self._manager.ready("looking for the coordinator")
+            self._log.info("agent_ready", participant=self._home.name)
+            self._run(work, fleet, stop, failures)
+            self._manager.stopping()
+            self._log.info("agent_stopping")
+        for failure in failures:
+            raise failure
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    def _run(
+        self, work: AgentWork, fleet: FleetConnection, stop: threading.Event, failures: list[BaseException]
+    ) -> None:
+        due, retry = 0.0, _FIRST_RETRY_SECONDS
+        beat = min(1.0, self._manager.watchdog_seconds or 1.0)
+        while not stop.is_set() and not failures:
+            if self._reload.is_set():
+                self._reload.clear()
+                self._manager.reloading()
+                work.reload()
+                self._manager.ready(self._status(work, fleet))
+                self._log.info("policies_reloaded")
+            if time.monotonic() >= due:
+                try:
+                    awaited = work.look()
+                    pause, retry = (_SOON_SECONDS if awaited else _LATER_SECONDS), _FIRST_RETRY_SECONDS
+                    self._looked_at, self._problem = time.time(), ""
+                except TransportError as error:
+                    self._report("coordinator", error)
+                    pause, retry = retry, min(2 * retry, _LAST_RETRY_SECONDS)
+                    self._problem = error.code
+                due = time.monotonic() + pause
+            self._manager.status(self._status(work, fleet))
+            self._manager.alive()
+            self._write_status(work, fleet)
+            stop.wait(beat)
+
+    def _work(self, stack: ExitStack) -> AgentWork:
+        home, tls = self._home, TlsSource(self._home.tls_files)
+        addresses = home.settings.addresses
+
+        def channel(address: str, patience: Patience) -> CoordinatorChannel:
+            made = CoordinatorChannel(
+                address, tls=tls, participant=home.name, patience=patience, clock=self._now
+            )
+            stack.callback(made.close)
+            return made
+
+        consortium = channel(addresses.consortium, Patience(deadline_seconds=_CALL_SECONDS))
+        work = AgentWork(
+            home,
+            ConsortiumClient(home, consortium, self._now),
+            channel(addresses.aggregator, Patience()),
+            now=self._now,
+            report=self._report,
+            note=self._note,
+        )
+        stack.callback(work.close)
+        return work
+
+    def _fleet(self) -> FleetConnection:
+        home, files = self._home, self._home.tls_files
+        key = load_ssh_private_key(read_private_file(home.flower_key_file), None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise InvalidValue("flower.key holds no key on an elliptic curve")
+        return FleetConnection(
+            f"https://{home.settings.addresses.fleet}",
+            certificate=files.certificate,
+            key=files.key,
+            authority=home.consortium.authority,
+            node_key=key,
+            folder=home.folder / "fleet",
+            report=lambda error: self._report("fleet", error),
+        )
+
+    def _answer(
+        self,
+        fleet: FleetConnection,
+        work: AgentWork,
+        stop: threading.Event,
+        failures: list[BaseException],
+    ) -> None:
+        def find(session: str) -> Callable[[Message, Context], Message] | None:
+            return work.seats.get(session)
+
+        try:
+            fleet.run(session_handler(find, report=lambda error: self._report("request", error)), stop)
+        except BaseException as error:
+            failures.append(error)
+
+    def _status(self, work: AgentWork, fleet: FleetConnection) -> str:
+        state = fleet.state
+        link = (
+            "connected"
+            if state.connected
+            else f"not connected: {state.error.code if state.error else 'starting'}"
+        )
+        seats = ", ".join(
+            f"{seat.study.name} round {seat.rounds_done}/{seat.study.proposal.body.agreement().training.rounds}"
+            for seat in work.seats.values()
+        )
+        return f"{link}; {seats or 'no study runs'}" + (f"; {self._problem}" if self._problem else "")
+
+    def _write_status(self, work: AgentWork, fleet: FleetConnection) -> None:
+        """Leave the status where `hansa participant status` and doctor read it; when it has changed only."""
+        found: dict[str, Any] = {
+            "process": os.getpid(),
+            "status": self._status(work, fleet),
+            "connected": fleet.state.connected,
+            "seats": {session: seat.rounds_done for session, seat in work.seats.items()},
+        }
+        if found != getattr(self, "_written", None):
+            self._written = found
+            whole = {**found, "changed": int(time.time())}
+            write_file(self._home.folder / STATUS_FILE, json.dumps(whole).encode())
+
+    def _note(self, event: str, **values: Any) -> None:
+        self._log.info(event, **values)
+
+    def _report(self, where: str, error: Error) -> None:
+        """Log an error; one that goes on is said again every ten minutes only."""
+        words, now = f"{error.code}: {error.message}", time.monotonic()
+        known = self._said.get(where)
+        if known is not None and known[0] == words and now - known[1] < _SAY_AGAIN_SECONDS:
+            return
+        self._said[where] = (words, now)
+        message = "see the traceback" if isinstance(error, InternalFailure) else error.message
+        detail = {"traceback": error.message} if isinstance(error, InternalFailure) else {}
+        self._log.warning(
+            f"{where}_failed", error_code=error.code, message=message, hint=error.hint, **detail
+        )

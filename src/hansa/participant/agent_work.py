@@ -1,0 +1,223 @@
+"""What the node agent does beside answering requests: look for news of the consortium, decide, sit down, get up.
+
+1 revocation list    fetched and kept
+2 proposals          verified and kept; approved where a data set's policy names the study
+3 answers            sent until the coordinator has them
+4 starts, commands   verified and kept
+5 seats              a node for every study that was started here and is not over
+6 renewal            new certificates when a third of the time is left
+"""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+
+from hansa.errors import ConfigurationError, EnrolmentPending, Error, PolicyRefusal, TransportError
+from hansa.federation.answers import Approval
+from hansa.participant.consortium_client import ConsortiumClient
+from hansa.participant.coordinator_channel import CoordinatorChannel
+from hansa.participant.dataset_file import load_datasets
+from hansa.participant.home import ParticipantHome
+from hansa.participant.renewing import begin_renewal, finish_renewal, renewal_is_due
+from hansa.participant.seat import Seat, data_set_policy
+from hansa.participant.study_desk import DeskStudy, StudyDesk, verify_allowed
+
+Report = Callable[[str, Error], None]
+
+
+class AgentWork:
+    """The agent's round of looks; `look` does all of it once.
+
+    Args:
+        home: The participant's home.
+        client: Way to the consortium's service.
+        aggregator: Way to the aggregator.
+        now: Clock.
+        report: Receives what went wrong and where, for the participant's own log.
+        note: Receives what happened, as an event's name and values.
+
+    Attributes:
+        seats: By session.
+
+    Guarantees:
+        - What goes wrong with one study keeps no other from its seat.
+        - A policy approves only a study whose id its owner wrote into it.
+        - A study that was stopped has no seat.
+    """
+
+    def __init__(
+        self,
+        home: ParticipantHome,
+        client: ConsortiumClient,
+        aggregator: CoordinatorChannel,
+        *,
+        now: Callable[[], datetime],
+        report: Report,
+        note: Callable[..., None],
+    ) -> None:
+        self._home, self._client, self._aggregator = home, client, aggregator
+        self._now, self._report, self._note = now, report, note
+        self.desk = StudyDesk(home.folder, participant=home.name, now=now)
+        self._seats: dict[str, Seat] = {}
+        self._sent: set[str] = set()
+        self._failed: dict[str, str] = {}  # sessions without a seat, and why
+
+    @property
+    def seats(self) -> Mapping[str, Seat]:
+        """Seats by session."""
+        return self._seats
+
+    def look(self) -> bool:
+        """Do everything once; tell whether something is awaited, so that the next look should come soon.
+
+        Raises:
+            TransportError: The coordinator cannot be reached; nothing was changed, and it can be tried again.
+        """
+        self._try("revocation_list", self._client.revocations)
+        self._try("proposals", self._take_proposals)
+        studies = self.desk.all()
+        for study in studies:
+            self._try("study", lambda study=study: self._advance(study))  # type: ignore[misc]
+        self._try("renewal", self._renew)
+        return any(study.state in ("undecided", "approved") for study in self.desk.all())
+
+    def reload(self) -> None:
+        """Read the policies again; a seat whose policy cannot be read any more gets up."""
+        for session, seat in list(self._seats.items()):
+            try:
+                seat.use_policy()
+            except Error as error:
+                self._report("policy", error)
+                self._get_up(session)
+
+    def close(self) -> None:
+        """Get up from all seats."""
+        for session in list(self._seats):
+            self._get_up(session)
+
+    # -- inside ------------------------------------------------------------------------------------------
+
+    def _try(self, what: str, step: Callable[[], object]) -> None:
+        try:
+            step()
+        except TransportError:
+            raise
+        except Error as error:
+            self._report(what, error)
+
+    def _take_proposals(self) -> None:
+        for offer in self._client.proposals():
+            if offer.proposal is None:
+                if offer.problem is not None:
+                    self._report("proposal", offer.problem)
+            elif self.desk.propose(offer.proposal):
+                body = offer.proposal.body
+                self._note("study_proposed", study=str(body.study["name"]), author=body.author)
+
+    def _advance(self, study: DeskStudy) -> None:
+        """Bring one study to where its documents say it is."""
+        if study.state == "undecided":
+            study = self._decide(study)
+        if study.state in ("approved", "denied"):
+            self._send(study)
+        if study.state == "approved":
+            study = self._look_for_start(study)
+        if study.state in ("started", "paused"):
+            study = self._look_for_commands(study)
+        if study.state in ("started", "paused"):
+            self._sit_down(study)
+        elif study.session in self._seats:
+            self._get_up(study.session)
+
+    def _decide(self, study: DeskStudy) -> DeskStudy:
+        """Approve where the policy of a data set names the study; otherwise a hand has to."""
+        wanted = study.proposal.body.study_id.hex()
+        for entry in load_datasets(self._home.folder).dataset:
+            try:
+                policy = data_set_policy(self._home.folder, entry.name)
+                if wanted not in policy.studies:
+                    continue
+                verify_allowed(policy, study)
+            except (PolicyRefusal, ConfigurationError) as error:
+                self._report("policy", error)
+                continue
+            self.desk.approve(study, entry.name, by="policy", identity=self._home.identity())
+            self._note("study_approved", study=study.name, data_set=entry.name, by="policy")
+            return self.desk.find(study.session)
+        return study
+
+    def _send(self, study: DeskStudy) -> None:
+        if study.answer is None or study.session in self._sent:
+            return
+        self._client.answer(study.answer)
+        self._sent.add(study.session)
+        kind = "approval" if isinstance(study.answer.body, Approval) else "denial"
+        self._note("answer_sent", study=study.name, answer=kind)
+
+    def _look_for_start(self, study: DeskStudy) -> DeskStudy:
+        found = self._client.starts([study.proposal], lambda error: self._report("start", error))
+        for started in found:
+            study = self.desk.begin(study, started.start, started.approvals)
+            self._note("study_started", study=study.name)
+        return study
+
+    def _look_for_commands(self, study: DeskStudy) -> DeskStudy:
+        last = 0 if study.command is None else study.command.body.counter
+        for command in self._client.commands(study.proposal, last):
+            study = self.desk.command(study, command)
+            self._note("study_commanded", study=study.name, action=command.body.action)
+        return study
+
+    def _sit_down(self, study: DeskStudy) -> None:
+        seat = self._seats.get(study.session)
+        if seat is None:
+            seat = self._open(study)
+        if seat is not None and seat.is_finished:
+            place = seat.save_model()
+            self.desk.finish(study)
+            self._get_up(study.session)
+            self._note("study_finished", study=study.name, model=str(place.relative_to(self._home.folder)))
+
+    def _open(self, study: DeskStudy) -> Seat | None:
+        try:
+            base = self._base(study)
+            seat = Seat(
+                self._home,
+                study,
+                folder=self.desk.folder_of(study),
+                base=base,
+                channel=self._aggregator,
+                report=lambda error: self._report("round", error),
+            )
+        except TransportError:
+            raise
+        except Error as error:
+            if self._failed.get(study.session) != error.code:  # say it once
+                self._failed[study.session] = error.code
+                self._report("seat", error)
+            return None
+        self._failed.pop(study.session, None)
+        self._seats[study.session] = seat
+        self._note("seat_taken", study=study.name, rounds_done=seat.rounds_done, notes=list(seat.notes))
+        return seat
+
+    def _base(self, study: DeskStudy) -> Path:
+        """Give the base model's file, fetched where it is not there."""
+        place = self._home.folder / "models" / f"{study.proposal.body.base_model.hex()}.safetensors"
+        place.parent.mkdir(mode=0o700, exist_ok=True)
+        self._client.fetch_model(study.proposal, place)
+        return place
+
+    def _get_up(self, session: str) -> None:
+        self._seats.pop(session).close()
+
+    def _renew(self) -> None:
+        if not renewal_is_due(self._home.enrolment().body, self._now()):
+            return
+        try:
+            enrolment = self._client.renew(begin_renewal(self._home, self._now()))
+        except EnrolmentPending as error:
+            self._report("renewal", error)
+            return
+        finish_renewal(self._home, enrolment, self._now())
+        self._note("certificates_renewed", until=str(self._home.enrolment().body.not_after))

@@ -1,0 +1,162 @@
+"""A participant's seat in one study that was started: its node, made on its own encrypted store, and what answers for it."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
+
+from hansa.errors import Error, OutOfOrder, PolicyFileMissing
+from hansa.federation.agreements import roster_of
+from hansa.federation.files import make_folder
+from hansa.models.base_files import load_base
+from hansa.models.saving import save_model
+from hansa.participant.aggregator_client import GrpcAggregatorClient
+from hansa.participant.app import make_client_app
+from hansa.participant.coordinator_channel import CoordinatorChannel
+from hansa.participant.data_rows import open_data
+from hansa.participant.dataset_file import load_datasets
+from hansa.participant.home import ParticipantHome
+from hansa.participant.node import ParticipantNode
+from hansa.participant.policy import Policy
+from hansa.participant.policy_file import load_policy
+from hansa.participant.store import SealedStore, open_or_make_key
+from hansa.participant.study_desk import DeskStudy, policy_for, verify_allowed
+from hansa.secure_agg.certificates import utc_now
+
+
+class Seat:
+    """A node and its store.
+
+    Args:
+        home: The participant's home.
+        study: The study, with its start.
+        folder: The study's own folder.
+        base: File of the base model, whole and of the agreed hash.
+        channel: Way to the aggregator.
+        report: Receives every error of the node in full, for the participant's own log.
+
+    Raises:
+        OutOfOrder: The study was not started.
+        PolicyRefusal: The data set's policy does not allow it, or there is none.
+        CheckpointError: The base is not the one that was agreed on.
+        DataError, ConfigurationError: The data set cannot be read, or does not fit.
+        StoreInUse, StoreDamaged: The store of the node cannot be opened.
+
+    Guarantees:
+        - Roster, study and base are those of the documents that this participant approved.
+        - No record is read before the policy has allowed the study.
+        - One request is answered at a time.
+    """
+
+    def __init__(
+        self,
+        home: ParticipantHome,
+        study: DeskStudy,
+        *,
+        folder: Path,
+        base: Path,
+        channel: CoordinatorChannel,
+        report: Callable[[Error], None],
+    ) -> None:
+        if study.start is None:
+            raise OutOfOrder(f"the study {study.name!r} was not started")
+        self.study, self._home, self._folder = study, home, folder
+        self._lock = threading.Lock()
+        body, self._agreement = study.proposal.body, study.proposal.body.agreement()
+        policy = seat_policy(home.folder, study)
+        verify_allowed(policy, study)
+        loaded = load_base(base, self._agreement, sha256=body.base_model.hex())
+        data = open_data(
+            home.folder, study.data_set, self._agreement, loaded.encoder, time=utc_now().timestamp()
+        )
+        self.notes = tuple(note.code for note in data.notes)
+        self._layout, self._model = loaded.base.layout, loaded.base.model()
+        members = [(member.name, member.identity) for member in study.start.body.roster]
+        make_folder(folder)
+        self._store = SealedStore(folder / "node.store", open_or_make_key(folder / "node.key"))
+        try:
+            self.node = ParticipantNode(
+                name=home.name,
+                identity=home.identity(),
+                study=self._agreement,
+                policy=policy,
+                roster=roster_of(self._agreement, body.session_id, members, home.consortium.authority),
+                store=self._store,
+                model=self._model,
+                layout=self._layout,
+                rows=data.rows,
+                data_commitment=data.data_commitment,
+                state_directory=home.folder,
+                aggregator=GrpcAggregatorClient(channel, body.session_id),
+                certificate=home.enrolment().body.identity_certificate,
+                model_hash=body.base_model.hex(),
+                submitter=body.author,
+            )
+        except BaseException:
+            self._store.close()
+            raise
+        self._app: Any = make_client_app(self.node, report=report)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a request, one at a time."""
+        with self._lock:
+            answer: Message = self._app(message, context)
+            return answer
+
+    @property
+    def rounds_done(self) -> int:
+        """Rounds that are applied."""
+        return self.node.state.round
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all rounds are applied and closed."""
+        return self.node.is_finished
+
+    def use_policy(self) -> None:
+        """Read the data set's policy again; the next request is checked against it. Raises as `load_policy`."""
+        policy = seat_policy(self._home.folder, self.study)
+        with self._lock:
+            self.node.use_policy(policy)
+
+    def save_model(self) -> Path:
+        """Write the model that the study has trained so far; raises OutputNotWritable."""
+        with self._lock:
+            state = self.node.state
+            self._layout.load(self._model, state.values)
+            training = {
+                "study": self._agreement.id,
+                "session": self.study.session,
+                "rounds": state.round,
+                "state": state.digest(self._agreement.id).hex(),
+            }
+            save_model(self._model, self._folder / "model", training=training)
+        return self._folder / "model"
+
+    def close(self) -> None:
+        """Close the store, after the request that is being answered."""
+        with self._lock:
+            self._store.close()
+
+
+def seat_policy(home: Path, study: DeskStudy) -> Policy:
+    """Read the policy of the data set that serves a study.
+
+    Raises:
+        PolicyFileMissing: The data set names no policy, and so allows nothing.
+        ConfigurationError: See `load_datasets` and `load_policy`.
+    """
+    return policy_for(data_set_policy(home, study.data_set), study)
+
+
+def data_set_policy(home: Path, data_set: str) -> Policy:
+    """Read the policy of a data set; raises as `seat_policy`."""
+    entry = load_datasets(home).named(data_set)
+    if entry.policy is None:
+        raise PolicyFileMissing(
+            f"data set {data_set!r} names no policy, and so allows no study",
+            hint="write a policy.toml and name it in datasets.toml; examples/bank has one",
+        )
+    return load_policy(home / entry.policy)
