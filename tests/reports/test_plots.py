@@ -30,7 +30,7 @@ def test_figures_are_the_same_bytes_every_time_and_say_what_they_show(document: 
     assert 'aria-label="Bar chart: epsilon spent by data set, with its limit: bank-1 2.41 of 4;' in first[0]
     assert "ending at 2.41 of the limit 4, at delta 1e-5" in first[1]
     assert (
-        "credit-default: rounds paid for, of 12: bank-1 12, of which 0 are not known to have left" in first[2]
+        "credit-default: rounds paid for, of 12: bank-1 12, of which 0 are not known to be sent" in first[2]
     )
     assert "limit 4" in text_of(first[1])
     assert all(name in text_of(first[2]) for name in ("bank-1", "clinic-4", "paid, not known"))

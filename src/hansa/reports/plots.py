@@ -144,12 +144,12 @@ def participation(document: Document, study: Document, number: int) -> Drawn | N
         round_axis(axes, max(last, 2))
         axes.set_xlim(0.5, last + 0.5)
         counts = "; ".join(
-            f"{name} {len(paid)}, of which {sum(not sent for sent in paid.values())} are not known to have left"
+            f"{name} {len(paid)}, of which {sum(not sent for sent in paid.values())} are not known to be sent"
             for name, paid in rows
         )
         label = f"Heat map of {study['name'] or study['study'][:16]}: rounds paid for, of {last}: {counts}."
         for place, (colour, shade, text) in enumerate(
-            ((MAIN, 1.0, "update left"), (LIMIT, 1.0, "paid, not known"), (RULE, 0.5, "not there"))
+            ((MAIN, 1.0, "update sent"), (LIMIT, 1.0, "paid, not known"), (RULE, 0.5, "not there"))
         ):
             _legend(axes, place, colour, shade, text)
         if columns < last:
