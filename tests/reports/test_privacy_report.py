@@ -55,7 +55,11 @@ def test_every_key_is_documented_and_no_other(document: dict[str, Any]) -> None:
     def keys(value: Any, place: str) -> set[str]:
         if isinstance(value, list):
             return {key for item in value for key in keys(item, f"{place}[]")}
-        if not isinstance(value, dict) or place.split(".")[-1] in ("spent", "protections", "limits"):
+        if not isinstance(value, dict) or place.rsplit(".", maxsplit=1)[-1] in (
+            "spent",
+            "protections",
+            "limits",
+        ):
             return set()
         return {
             key

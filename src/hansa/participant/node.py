@@ -193,7 +193,9 @@ class ParticipantNode(NodeCore):
         with self._advancing():
             self.rosters.note_void(round_index)
             self.state.skip(link)
-            self._progress = replace(self._progress, result=b"", roster_hash=b"", awaits_close=None)
+            self._progress = replace(
+                self._progress, result=b"", roster_hash=b"", awaits_close=None, contributors=0
+            )
         self._finish(machine, round_index, attempt)
         return machine.packages()
 
@@ -279,7 +281,11 @@ class ParticipantNode(NodeCore):
         with self._advancing():
             self._apply(round_index, opened)
             self._progress = replace(
-                self._progress, result=b"", roster_hash=opened.roster_hash, awaits_close=None
+                self._progress,
+                result=b"",
+                roster_hash=opened.roster_hash,
+                awaits_close=None,
+                contributors=self._contributors(opened),
             )
         self._finish(machine, round_index, attempt)
         return machine.packages()

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hansa.errors import AuditError, HistoryForked, StatementMismatch
-from hansa.privacy.audit import Finding, LedgerAudit, epsilon_of_reservations, is_above
+from hansa.privacy.audit import Finding, LedgerAudit, epsilon_of_reservations
 from hansa.privacy.ledger_history import Reservation
+from hansa.privacy.limit_check import is_above
 from hansa.privacy.statement import STATEMENTS, Statement, StudyRecord, read_statement
 from hansa.privacy.stating import noise_multipliers, rounds_of
 
