@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hansa.privacy.budget import Budget, Spending
+from hansa.privacy.distributed import DistributedNoise
 from hansa.privacy.ledger import LedgerOwner
 from hansa.privacy.statement import Approval, EmpiricalBound, Inversion, Limits, Statement, sign_statement
 from hansa.privacy.stating import StudyFacts, make_statement
@@ -36,6 +37,11 @@ INVERSION = Inversion(
     recovered=0.01,
     chance=0.01,
     passed=True,
+)
+
+# Three members or more, of which one may tell its noise: noise multiplier 1.213, and 1.486 with four.
+SHARED_NOISE = DistributedNoise(
+    contributors=3, colluders=1, variance=10**8, clip_levels=11_560, entries=10_000
 )
 
 
@@ -92,8 +98,15 @@ class Institution:
         limit: float = 4.0,
         days: float = 3.0,
         open_rounds: tuple[int, ...] = (),
+        noise: DistributedNoise | None = None,
+        arrived: dict[int, int] | None = None,
     ) -> None:
-        """Pay for the rounds of a study in which nobody misses this participant, and commit them."""
+        """Pay for the rounds of a study in which this participant is not missing, and commit them.
+
+        Args:
+            noise: What is reserved, where members' noise adds up.
+            arrived: Members whose noise was in a sum, by round; as many as were reserved by default.
+        """
         self.ledger.parent.mkdir(parents=True, exist_ok=True)
         missing = missing or {}
         budget = Budget(self.ledger, epsilon_limit=limit, delta=DELTA, owner=self.owner)
@@ -105,13 +118,14 @@ class Institution:
                 study=study.id,
                 round=number,
                 attempt=0,
-                noise_multiplier=sigma,
+                noise_multiplier=sigma if noise is None else noise.noise_multiplier,
+                distributed=noise,
                 sample_rate=study.privacy.sample_rate,
                 steps=study.training.local_steps,
             )
             budget.reserve(spending)
             if number not in open_rounds:
-                budget.commit(spending)
+                budget.commit(spending.arrived((arrived or {}).get(number, spending.contributors)))
         self.facts[study.id] = StudyFacts(
             study=study,
             missing=missing,

@@ -69,7 +69,8 @@ def test_a_statement_says_nothing_that_the_format_does_not_name(data: bytes) -> 
         "code", "ledger", "approvals", "empirical", "inversions", "time",
     }  # fmt: skip
     assert set(body["studies"][0]) == {
-        "id", "name", "mode", "noise_multipliers", "sample_rate", "clip_norm", "steps_per_round", "rounds_planned",
+        "id", "name", "mode", "noise_contributors", "colluders", "noise_multipliers", "sample_rate", "clip_norm",
+        "steps_per_round", "rounds_planned",
         "rounds_reserved", "rounds_committed", "cohort", "protections", "base_model", "dropouts", "void_rounds",
     }  # fmt: skip
     assert set(body["limits"]) == {

@@ -247,3 +247,31 @@ def test_void_rounds_and_rounds_after_the_statement_prove_nothing(
     assert between(one.folder) == []
     one.spend(study, 0)
     assert json.loads(one.statement.read_bytes())["statement"]["studies"][0]["void_rounds"] == [3]
+
+
+def test_noise_of_members_that_were_not_there_is_found(audits: ModuleType, institution: Make) -> None:
+    study = audits.study_of(mode="distributed", noise_contributors=3, colluders=1)
+    honest, cheat = institution("bank-1", 1), institution("bank-2", 2, data=b"e" * 32)
+    missing = {2: ("bank-3",)}
+    honest.spend(study, 3, noise=audits.SHARED_NOISE, arrived={1: 4, 2: 3, 3: 4}, missing=missing)
+    cheat.spend(study, 3, noise=audits.SHARED_NOISE, arrived={1: 4, 2: 4, 3: 4}, missing=missing)
+    honest.state()
+    assert between(honest.folder) == [
+        "'bank-2' counts the noise of 4 members in round 2 of study 'credit-default', 'bank-1' states that 3 were there"
+    ]
+
+
+def test_a_statement_knows_the_noise_that_had_arrived_when_it_was_signed(
+    audits: ModuleType, institution: Make
+) -> None:
+    study = audits.study_of(mode="distributed", noise_contributors=3, colluders=1)
+    bank = institution()
+    bank.spend(study, 1, noise=audits.SHARED_NOISE, arrived={1: 4})
+    whole = bank.ledger.read_bytes()
+    bank.ledger.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
+    stated = bank.state()
+    assert stated.studies[0].noise_multipliers == (audits.SHARED_NOISE.noise_multiplier,)
+    bank.ledger.write_bytes(whole)  # the commit came after the signature
+    (found,) = found_in(bank.folder)
+    assert found.error is None
+    assert bank.state().studies[0].noise_multipliers == (audits.SHARED_NOISE.arrived(4).noise_multiplier,)

@@ -268,12 +268,27 @@ def test_other_programs_and_missing_ledgers_are_told(institution: Make, audits: 
     assert "credit-default has 4 participants, and ledgers of 2 of them are here." in cautions
 
 
-def test_shared_noise_is_told(institution: Make, audits: ModuleType) -> None:
-    bank = institution()
-    bank.spend(audits.study_of(), 2)
-    study = bank.state().studies[0]
-    bank.state(changes={"studies": (study.model_copy(update={"mode": "distributed"}),)})
-    assert any("the noise is shared (distributed mode)" in text for text in gather(bank.folder).cautions)
+def test_shared_noise_counts_as_it_arrived_and_is_told(institution: Make, audits: ModuleType) -> None:
+    bank, noise = institution(), audits.SHARED_NOISE
+    study = audits.study_of(mode="distributed", noise_contributors=3, colluders=1)
+    bank.spend(study, 3, noise=noise, arrived={1: 4, 2: 3}, missing={2: ("bank-4",)}, open_rounds=(3,))
+    bank.state()
+    report = gather(bank.folder)
+    assert report.problems == ()
+    (one,) = report.data_sets
+    few, many = noise.noise_multiplier, noise.arrived(4).noise_multiplier
+    assert few < many
+    assert one.spent.epsilon == total_epsilon({(many, 0.1): 1, (few, 0.1): 2}, audits.DELTA)
+    assert [(row.noise_multiplier, row.noise_contributors) for row in one.rounds] == [
+        (many, 4),
+        (few, 3),
+        (few, 3),
+    ]
+    (described,) = report.studies
+    assert (described.mode, described.noise_contributors, described.colluders) == ("distributed", 3, 1)
+    assert [layer.layer for layer in report.overall.layers if not layer.on] == ["own_noise_suffices"]
+    assert any("it is" not in text and "at most 1 of the participants" in text for text in report.cautions)
+    assert "counted are" in report_html(report)
 
 
 def test_an_unbounded_epsilon_is_shown_as_such(institution: Make, audits: ModuleType) -> None:

@@ -21,6 +21,7 @@ def contradictions(
     Guarantees:
         - A round that a participant took part in, by another's statement, and has not paid for, by its own ledger, is found; also
           one behind the end of that ledger.
+        - Distributed noise of more members than another's statement says were in the sum is found.
         - One finding for each pair of participants and study, with the first round in question.
     """
     sound = [one for one in statements if one.error is None]
@@ -32,23 +33,19 @@ def contradictions(
         if witness.statement is not None and witness.audit is not None:
             for study in witness.statement.studies:
                 found += _unpaid(witness.statement, witness.audit, study, audits)
+                found += _overstated(witness.statement, witness.audit, study, audits)
     return found
 
 
-def seen_rounds(study: StudyRecord, audit: LedgerAudit) -> list[int]:
-    """Give the rounds of a study that had left when the statement was signed and that ended in a sum.
-
-    Rounds are committed in their order, so these are the first ones.
-    """
-    committed = sorted(
-        {
-            one.spending.round
-            for one in audit.reservations
-            if one.spending.study == study.id and one.committed and not one.purpose
-        }
-    )
-    void = set(study.void_rounds)
-    return [number for number in committed[: study.rounds_committed] if number not in void]
+def seen_rounds(statement: Statement, study: StudyRecord, audit: LedgerAudit) -> list[int]:
+    """Give the rounds of a study that had left when the statement was signed and that ended in a sum."""
+    size, void = statement.ledger.size, set(study.void_rounds)
+    rounds = {
+        one.spending.round
+        for one in audit.reservations
+        if one.spending.study == study.id and not one.purpose and 0 < one.committed_line <= size
+    }
+    return sorted(rounds - void)
 
 
 _AGREED = (
@@ -60,6 +57,8 @@ _AGREED = (
     "rounds_planned",
     "cohort",
     "protections",
+    "noise_contributors",
+    "colluders",
 )
 
 
@@ -78,7 +77,9 @@ def _differences(one: StatementFinding, other: StatementFinding) -> list[Records
             for name in _AGREED
             if getattr(study, name) != getattr(same, name)
         ]
-        shared = set(seen_rounds(study, one.audit)) & set(seen_rounds(same, other.audit))
+        shared = set(seen_rounds(one.statement, study, one.audit)) & set(
+            seen_rounds(other.statement, same, other.audit)
+        )
         mine, others = ({drop.round: drop.missing for drop in of.dropouts} for of in (study, same))
         unlike = [number for number in sorted(shared) if mine.get(number) != others.get(number)]
         if unlike:
@@ -101,12 +102,34 @@ def _unpaid(
     missing = {drop.round: set(drop.missing) for drop in study.dropouts}
     found = []
     for member, rounds in sorted(paid.items()):
-        for number in seen_rounds(study, own):
+        for number in seen_rounds(witness, study, own):
             if member not in missing.get(number, set()) and number not in rounds:
                 found.append(
                     RecordsContradict(
                         f"{witness.participant!r} states that {member!r} was in round {number} of study {study.name!r},"
                         f" and no ledger of {member!r} here has paid for it"
+                    )
+                )
+                break
+    return found
+
+
+def _overstated(
+    witness: Statement, own: LedgerAudit, study: StudyRecord, audits: Sequence[LedgerAudit]
+) -> list[RecordsContradict]:
+    """Noise of members that were not there would make ε too small."""
+    members = {drop.round: study.cohort - len(drop.missing) for drop in study.dropouts}
+    seen = set(seen_rounds(witness, study, own))
+    found = []
+    for audit in audits:
+        for one in audit.reservations:
+            most = members.get(one.spending.round, study.cohort)
+            counts = one.spending.study == study.id and one.arrived is not None
+            if counts and one.spending.round in seen and one.counted.contributors > most:
+                found.append(
+                    RecordsContradict(
+                        f"{audit.opening.participant!r} counts the noise of {one.counted.contributors} members in round"
+                        f" {one.spending.round} of study {study.name!r}, {witness.participant!r} states that {most} were there"
                     )
                 )
                 break

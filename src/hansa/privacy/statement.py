@@ -73,6 +73,10 @@ class StudyRecord(_Part):
     id: Hash = Field(description="hash of the agreement")
     name: Name
     mode: Literal["local", "distributed"] = Field(description="whose noise suffices")
+    noise_contributors: Count | None = Field(
+        description="distributed: fewest members whose noise is in a sum"
+    )
+    colluders: Count | None = Field(description="distributed: members whose noise does not count")
     noise_multipliers: Annotated[tuple[float, ...], Field(max_length=1000)] = Field(
         description="every noise multiplier that was used"
     )

@@ -120,20 +120,24 @@ def verify_statement(statement: Statement, audit: LedgerAudit, *, name: str) -> 
         raise StatementMismatch(f"{name} does not name study {unnamed[:16]}, which {ledger} does")
     for study in statement.studies:
         own = [one for one in before if one.spending.study == study.id]
-        _verify_study(study, own, is_last=size == len(audit.roots), name=name, ledger=ledger)
+        _verify_study(study, own, size=size, name=name, ledger=ledger)
     # 4
     _verify_limits(statement, audit, name)
 
 
 def _verify_study(
-    study: StudyRecord, own: Sequence[Reservation], *, is_last: bool, name: str, ledger: str
+    study: StudyRecord, own: Sequence[Reservation], *, size: int, name: str, ledger: str
 ) -> None:
-    reserved, committed = rounds_of(own)
-    used = noise_multipliers(own)
-    if study.rounds_reserved != reserved:
-        raise StatementMismatch(
-            f"{name} says that {study.rounds_reserved} rounds of study {study.name!r} were paid for, {ledger} says {reserved}"
-        )
+    reserved, committed = rounds_of(own, size=size)
+    used = noise_multipliers(own, size=size)
+    for what, stated, found in (
+        ("were paid for", study.rounds_reserved, reserved),
+        ("have left", study.rounds_committed, committed),
+    ):
+        if stated != found:
+            raise StatementMismatch(
+                f"{name} says that {stated} rounds of study {study.name!r} {what}, {ledger} says {found}"
+            )
     if study.noise_multipliers != used:
         raise StatementMismatch(
             f"{name} says noise multipliers {_listed(study.noise_multipliers)} of study {study.name!r},"
@@ -144,11 +148,6 @@ def _verify_study(
     if reserved and agreed not in {(one.spending.sample_rate, one.spending.steps) for one in own}:
         raise StatementMismatch(
             f"no round of study {study.name!r} in {ledger} has the sample rate {agreed[0]:g} and {agreed[1]} steps of {name}"
-        )
-    # Later lines of the ledger may commit what was open when the statement was signed.
-    if study.rounds_committed > committed or (is_last and study.rounds_committed != committed):
-        raise StatementMismatch(
-            f"{name} says that {study.rounds_committed} rounds of study {study.name!r} have left, {ledger} says {committed}"
         )
 
 

@@ -22,6 +22,8 @@ from hansa.privacy.statement import (
 )
 from hansa.study import Study
 
+_EVERYTHING = 2**53  # lines; no ledger is longer
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyFacts:
@@ -108,12 +110,14 @@ def _verify_owner(audit: LedgerAudit, owner: LedgerOwner) -> None:
 def _record(facts: StudyFacts, reservations: Sequence[Reservation]) -> StudyRecord:
     study = facts.study
     own = [one for one in reservations if one.spending.study == study.id]
-    reserved, committed = rounds_of(own)
+    reserved, committed = rounds_of(own, size=_EVERYTHING)
     return StudyRecord(
         id=study.id,
         name=study.name,
         mode=study.privacy.mode,
-        noise_multipliers=noise_multipliers(own),
+        noise_contributors=study.privacy.noise_contributors,
+        colluders=study.privacy.colluders,
+        noise_multipliers=noise_multipliers(own, size=_EVERYTHING),
         sample_rate=study.privacy.sample_rate,
         clip_norm=study.privacy.clip_norm,
         steps_per_round=study.training.local_steps,
@@ -131,14 +135,23 @@ def _record(facts: StudyFacts, reservations: Sequence[Reservation]) -> StudyReco
     )
 
 
-def rounds_of(reservations: Sequence[Reservation]) -> tuple[int, int]:
-    """Count rounds that were paid for and rounds that are known to have left; repeated attempts once, other charges not."""
-    rounds = [one for one in reservations if not one.purpose]
-    return len({one.spending.round for one in rounds}), len(
-        {one.spending.round for one in rounds if one.committed}
-    )
+def rounds_of(reservations: Sequence[Reservation], *, size: int) -> tuple[int, int]:
+    """Count rounds that were paid for and rounds known to have left; repeated attempts once, other charges not.
+
+    Args:
+        reservations: Reservations of one study.
+        size: How many lines of the ledger to look at.
+    """
+    rounds = [one for one in reservations if not one.purpose and one.line <= size]
+    left = {one.spending.round for one in rounds if 0 < one.committed_line <= size}
+    return len({one.spending.round for one in rounds}), len(left)
 
 
-def noise_multipliers(reservations: Sequence[Reservation]) -> tuple[float, ...]:
-    """Give every noise multiplier that was reserved, in order of size."""
-    return tuple(sorted({one.spending.noise_multiplier for one in reservations if one.spending.steps}))
+def noise_multipliers(reservations: Sequence[Reservation], *, size: int) -> tuple[float, ...]:
+    """Give every noise multiplier that counted after so many lines, in order of size; arguments as for `rounds_of`."""
+    found = set()
+    for one in reservations:
+        spent = one.counted if 0 < one.committed_line <= size else one.spending
+        if one.line <= size and spent.steps:
+            found.add(spent.noise_multiplier)
+    return tuple(sorted(found))

@@ -49,8 +49,8 @@ def _of_studies(studies: Sequence[StudyReport]) -> list[str]:
     for one in studies:
         if one.mode == "distributed":
             found.append(
-                f"In {one.name} the noise is shared (distributed mode): its epsilon holds only while as many participants as "
-                "the study asks for add their noise honestly."
+                f"In {one.name} the noise is shared (distributed mode): its epsilon holds if at most {one.colluders} of the"
+                " participants whose noise is counted leave theirs out or tell it."
             )
         if one.cohort is not None and one.stated_by and len(one.seen_in) < one.cohort:
             found.append(

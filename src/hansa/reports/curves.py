@@ -37,7 +37,7 @@ class Curves:
             return [math.inf] * count
         kind = _only_kind(audit)
         if kind is None:
-            sequence = [(*one.spending.mechanism, one.spending.steps) for one in audit.reservations]
+            sequence = [(*one.counted.mechanism, one.counted.steps) for one in audit.reservations]
             curve = epsilons_of_sequence(sequence, delta=audit.opening.delta)
         else:
             one, delta = kind
@@ -55,12 +55,12 @@ class Curves:
         steps: Counter[tuple[float, float]] = Counter()
         for audit in audits:
             for one in audit.reservations:
-                steps[one.spending.mechanism] += one.spending.steps
+                steps[one.counted.mechanism] += one.counted.steps
         return total_epsilon(steps, min((audit.opening.delta for audit in audits), default=0.5))
 
 
 def _only_kind(audit: LedgerAudit) -> _Kind | None:
-    kinds = {Mechanism(*one.spending.mechanism, one.spending.steps) for one in audit.reservations}
+    kinds = {Mechanism(*one.counted.mechanism, one.counted.steps) for one in audit.reservations}
     if len(kinds) != 1 or next(iter(kinds)).steps == 0:
         return None
     return next(iter(kinds)), audit.opening.delta

@@ -44,7 +44,8 @@ class Round:
         attempt: The attempt that paid.
         epsilon: ε of the round by itself.
         epsilon_after: ε of the data set after it.
-        noise_multiplier: σ that was reserved.
+        noise_multiplier: σ that counts: what was reserved, or what is known to have arrived where noise is distributed.
+        noise_contributors: Members whose noise is in it; 1 where the participant's own suffices.
         sample_rate: q.
         steps: Steps.
         committed: Whether its update is known to have left; it counts either way.
@@ -59,6 +60,7 @@ class Round:
     epsilon: float
     epsilon_after: float
     noise_multiplier: float
+    noise_contributors: int
     sample_rate: float
     steps: int
     committed: bool
@@ -79,7 +81,8 @@ class RoundRange:
         entries: Reservations in it: one for each round, more where attempts were paid for again.
         epsilon_each: ε of each by itself.
         epsilon_after: ε of the data set after the last.
-        noise_multiplier: σ that was reserved.
+        noise_multiplier: σ that counts.
+        noise_contributors: As for a round.
         sample_rate: q.
         steps: Steps of each.
         committed: Whether their updates are known to have left.
@@ -95,6 +98,7 @@ class RoundRange:
     epsilon_each: float
     epsilon_after: float
     noise_multiplier: float
+    noise_contributors: int
     sample_rate: float
     steps: int
     committed: bool
@@ -112,7 +116,7 @@ class StudySpent:
         spent: ε of the study by itself.
         rounds_paid: Rounds that were paid for.
         rounds_sent: Rounds whose update is known to have left.
-        mechanisms: What was reserved.
+        mechanisms: What counts, equal steps added up.
     """
 
     study: str

@@ -111,7 +111,7 @@ class DataSets:
     ) -> Spent:
         """Step 4: ε with what other accountants say; a disagreement is a problem of the report."""
         mechanisms = [
-            (*one.spending.mechanism, one.spending.steps) for one in reservations if one.spending.steps
+            (*one.counted.mechanism, one.counted.steps) for one in reservations if one.counted.steps
         ]
         plain = _limited(epsilon, limit)
         if not mechanisms or math.isinf(epsilon):
@@ -136,13 +136,14 @@ class DataSets:
         own = [one for one in audit.reservations if one.spending.study == study]
         steps: dict[tuple[float, float], int] = {}
         for one in own:
-            steps[one.spending.mechanism] = steps.get(one.spending.mechanism, 0) + one.spending.steps
+            steps[one.counted.mechanism] = steps.get(one.counted.mechanism, 0) + one.counted.steps
+        paid, sent = rounds_of(own, size=len(audit.roots))
         return StudySpent(
             study=study,
             name=name,
             spent=self._spent(audit, own, epsilon, limit),
-            rounds_paid=rounds_of(own)[0],
-            rounds_sent=rounds_of(own)[1],
+            rounds_paid=paid,
+            rounds_sent=sent,
             mechanisms=tuple(
                 Mechanism(noise_multiplier=sigma, sample_rate=rate, steps=count)
                 for (sigma, rate), count in sorted(steps.items())
@@ -159,9 +160,10 @@ class DataSets:
                 attempt=one.spending.attempt,
                 epsilon=epsilon,
                 epsilon_after=reached,
-                noise_multiplier=one.spending.noise_multiplier,
-                sample_rate=one.spending.sample_rate,
-                steps=one.spending.steps,
+                noise_multiplier=one.counted.noise_multiplier,
+                noise_contributors=one.counted.contributors,
+                sample_rate=one.counted.sample_rate,
+                steps=one.counted.steps,
                 committed=one.committed,
                 month=one.month,
                 line=one.line,
@@ -235,6 +237,7 @@ def _ranges(rounds: Sequence[Round], names: Mapping[str, str]) -> tuple[RoundRan
             epsilon_each=own[0].epsilon,
             epsilon_after=own[-1].epsilon_after,
             noise_multiplier=own[0].noise_multiplier,
+            noise_contributors=own[0].noise_contributors,
             sample_rate=own[0].sample_rate,
             steps=own[0].steps,
             committed=own[0].committed,
@@ -246,7 +249,16 @@ def _ranges(rounds: Sequence[Round], names: Mapping[str, str]) -> tuple[RoundRan
 
 
 def _look(one: Round) -> tuple[object, ...]:
-    return one.study, one.noise_multiplier, one.sample_rate, one.steps, one.committed, one.month, one.purpose
+    return (
+        one.study,
+        one.noise_multiplier,
+        one.noise_contributors,
+        one.sample_rate,
+        one.steps,
+        one.committed,
+        one.month,
+        one.purpose,
+    )
 
 
 def _limited(epsilon: float, limit: float | None) -> Spent:

@@ -46,12 +46,14 @@ def _described(
             missing.setdefault(drop.round, set()).update(drop.missing)
         audit = ledgers.get((statement.public_key, statement.data))
         if audit is not None:
-            summed.update(seen_rounds(study, audit))
+            summed.update(seen_rounds(statement, study, audit))
     dropped = max((len(missing.get(number, ())) for number in summed | missing.keys()), default=None)
     return StudyReport(
         study=study_id,
         name=first.name,
         mode=first.mode,
+        noise_contributors=first.noise_contributors,
+        colluders=first.colluders,
         clip_norm=float(first.clip_norm),
         sample_rate=float(first.sample_rate),
         steps_per_round=first.steps_per_round,
@@ -74,6 +76,8 @@ def _unknown(study_id: str, seen_in: tuple[str, ...]) -> StudyReport:
         study=study_id,
         name="",
         mode="",
+        noise_contributors=None,
+        colluders=None,
         clip_norm=None,
         sample_rate=None,
         steps_per_round=None,

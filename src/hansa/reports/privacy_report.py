@@ -68,6 +68,8 @@ class StudyReport:
         study: Its id.
         name: Its name; empty where no statement that holds describes it, and everything below is then empty.
         mode: `local` or `distributed` noise.
+        noise_contributors: Distributed: fewest members whose noise is in a sum.
+        colluders: Distributed: members whose noise does not count.
         clip_norm: C.
         sample_rate: q that was agreed on.
         steps_per_round: Steps.
@@ -85,6 +87,8 @@ class StudyReport:
     study: str
     name: str
     mode: str
+    noise_contributors: int | None
+    colluders: int | None
     clip_norm: float | None
     sample_rate: float | None
     steps_per_round: int | None
