@@ -137,7 +137,9 @@ def test_a_statement_that_was_tampered_with_is_named_and_gives_no_number(audit_p
     two = report.data_sets[1]
     assert (two.statement, two.name, two.code_sha256, two.empirical, two.approvals) == ("", "", "", (), ())
     assert two.spent.limit == 4.0  # what its ledger says
-    assert any("No statement that holds is beside the ledger of bank-2" in text for text in report.cautions)
+    assert any(
+        text.startswith("No statement that holds is beside a ledger of bank-2:") for text in report.cautions
+    )
 
 
 def test_what_two_participants_say_differently_is_a_problem(audit_place: Path) -> None:
@@ -242,6 +244,13 @@ def test_several_data_sets_of_one_participant_are_composed(institution: Make, au
     assert report.problems == ()
     assert report.overall.epsilon_max == total_epsilon({(1.2, 0.1): 10}, 1e-5)
     assert any(text.startswith("bank-1 has several data sets here") for text in report.cautions)
+
+
+def test_participants_are_sorted_as_people_sort(institution: Make, audits: ModuleType) -> None:
+    for seed, name in enumerate(("bank-10", "bank-9", "clinic", "bank-1"), start=1):
+        institution(name, seed, data=bytes([seed]) * 32).spend(audits.study_of(), 1)
+    report = gather(institution().folder)
+    assert [one.participant for one in report.data_sets] == ["bank-1", "bank-9", "bank-10", "clinic"]
 
 
 def test_two_keys_under_one_name_are_told(institution: Make, audits: ModuleType) -> None:

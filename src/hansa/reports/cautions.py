@@ -18,12 +18,12 @@ def cautions_of(
         for layer in overall.layers
         if not layer.on and layer.layer not in _HARMLESS
     ]
-    found += [
-        f"No statement that holds is beside the ledger of {one.participant}, data set {one.data[:16]}: its limits, its "
-        "protections, who was missing and who approved are not known."
-        for one in data_sets
-        if not one.statement
-    ]
+    silent = sorted({one.participant for one in data_sets if not one.statement})
+    if silent:
+        found.append(
+            f"No statement that holds is beside a ledger of {', '.join(silent)}: limits, protections, who was missing and who "
+            "approved are not known there."
+        )
     found += [
         f"No statement that holds describes study {one.study[:16]}: its protections are not known."
         for one in studies

@@ -11,6 +11,7 @@ A file that does not hold is named and gives no number.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -177,5 +178,7 @@ def _newest(statements: Sequence[StatementFinding]) -> dict[Key, tuple[Statement
     return found
 
 
-def _order(item: tuple[Key, LedgerAudit]) -> tuple[str, Key]:
-    return item[1].opening.participant, item[0]
+def _order(item: tuple[Key, LedgerAudit]) -> tuple[list[tuple[int, str]], Key]:
+    """By name, as people sort: bank-9 before bank-10."""
+    parts = re.findall(r"\d+|\D+", item[1].opening.participant)
+    return [(int(part), "") if part.isdigit() else (0, part) for part in parts], item[0]
