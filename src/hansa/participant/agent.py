@@ -38,6 +38,7 @@ _SOON_SECONDS, _LATER_SECONDS = 2.0, 10.0  # between two looks: something is awa
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 30.0
 _CALL_SECONDS = 20.0
 _SAY_AGAIN_SECONDS = 600.0
+_GRACE_SECONDS = 15.0  # for the request that is being answered, at the end
 
 
 class Agent:
@@ -93,8 +94,7 @@ class Agent:
                 target=self._answer, args=(fleet, work, stop, failures), name="fleet", daemon=True
             )
             thread.start()
-            stack.callback(thread.join)
-            stack.callback(stop.set)
+            stack.callback(self._end, thread, work, stop)
             self._manager.ready("looking for the coordinator")
             self._log.info("agent_ready", participant=self._home.name)
             self._run(work, fleet, stop, failures)
@@ -104,6 +104,15 @@ class Agent:
             raise failure
 
     # -- inside ------------------------------------------------------------------------------------------
+
+    def _end(self, thread: threading.Thread, work: AgentWork, stop: threading.Event) -> None:
+        """Let the request that is being answered end; one that waits for the coordinator is given up after a while."""
+        stop.set()
+        thread.join(_GRACE_SECONDS)
+        if thread.is_alive():
+            self._log.warning("request_given_up")
+            work.give_up()
+            thread.join()
 
     def _run(
         self, work: AgentWork, fleet: FleetConnection, stop: threading.Event, failures: list[BaseException]

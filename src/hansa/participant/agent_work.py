@@ -90,6 +90,10 @@ class AgentWork:
                 self._report("policy", error)
                 self._get_up(session)
 
+    def give_up(self) -> None:
+        """Let whatever waits for the aggregator fail at once; what was sent is not lost."""
+        self._aggregator.give_up()
+
     def close(self) -> None:
         """Get up from all seats."""
         for session in list(self._seats):
