@@ -38,6 +38,7 @@ _SOON_SECONDS, _LATER_SECONDS = 2.0, 10.0  # between two looks: something is awa
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 30.0
 _CALL_SECONDS = 20.0
 _SAY_AGAIN_SECONDS = 600.0
+_SEAT_SECONDS = 30.0  # that a request waits for a seat
 _GRACE_SECONDS = 15.0  # for the request that is being answered, at the end
 
 
@@ -70,7 +71,7 @@ class Agent:
         self._home, self._manager, self._now = home, manager or ServiceManager(), now
         self._log = log("participant")
         self._said: dict[str, tuple[str, float]] = {}
-        self._reload = threading.Event()
+        self._reload, self._look_now = threading.Event(), threading.Event()
         self._looked_at: float | None = None
         self._problem = ""
 
@@ -126,7 +127,8 @@ class Agent:
                 work.reload()
                 self._manager.ready(self._status(work, fleet))
                 self._log.info("policies_reloaded")
-            if time.monotonic() >= due:
+            if time.monotonic() >= due or self._look_now.is_set():
+                self._look_now.clear()
                 try:
                     awaited = work.look()
                     pause, retry = (_SOON_SECONDS if awaited else _LATER_SECONDS), _FIRST_RETRY_SECONDS
@@ -139,7 +141,7 @@ class Agent:
             self._manager.status(self._status(work, fleet))
             self._manager.alive()
             self._write_status(work, fleet)
-            stop.wait(beat)
+            self._look_now.wait(beat)
 
     def _work(self, stack: ExitStack) -> AgentWork:
         home, tls = self._home, TlsSource(self._home.tls_files)
@@ -187,6 +189,12 @@ class Agent:
         failures: list[BaseException],
     ) -> None:
         def find(session: str) -> Callable[[Message, Context], Message] | None:
+            """Give the seat; where one is about to be taken, wait for it instead of refusing the first requests."""
+            end = time.monotonic() + _SEAT_SECONDS
+            while session not in work.seats and work.awaits_seat(session) and not stop.is_set():
+                self._look_now.set()
+                if time.monotonic() > end or stop.wait(0.2):
+                    break
             return work.seats.get(session)
 
         try:

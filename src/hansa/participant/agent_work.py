@@ -67,6 +67,15 @@ class AgentWork:
         """Seats by session."""
         return self._seats
 
+    def awaits_seat(self, session: str) -> bool:
+        """Whether this participant approved the study of a session and has no seat in it yet; any thread may ask."""
+        if session in self._seats or session in self._failed:
+            return False
+        return any(
+            study.session == session and study.state in ("approved", "started", "paused")
+            for study in self.desk.all()
+        )
+
     def look(self) -> bool:
         """Do everything once; tell whether something is awaited, so that the next look should come soon.
 
