@@ -2,7 +2,7 @@
 
 There is no loss, no gradient norm, no accuracy and no number of records here: a metric is an output channel outside the accountant.
 ε is shown, spent and allowed, for it is what an owner must watch; it never goes to the coordinator. The page is off unless
-participant.toml asks for it, and listens on loopback only. `NAMES` is the allow-list; a test holds it, dashboard and rules together.
+participant.toml asks for it, and listens on loopback only. `NAMES` is the allow-list; a test holds it, dashboard and rules.
 """
 
 from collections.abc import Iterable

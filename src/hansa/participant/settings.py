@@ -1,4 +1,4 @@
-"""participant.toml: who this participant is, what it pins of its consortium, where the coordinator is, and what it shows of itself."""
+"""participant.toml: who this participant is, what it pins of its consortium, where the coordinator is, what it shows."""
 
 from pathlib import Path
 from typing import Annotated, Literal
