@@ -116,33 +116,48 @@ class SmallConsortium:
             self._desk(office).propose(document)
         return document
 
-    def start(self) -> Document[Proposal]:
-        """Propose the study, let every member approve it by hand at its own desk, and start it."""
-        proposal = self.propose()
+    def approvals(self, proposal: Document[Proposal]) -> int:
+        """Count the approvals that have reached the coordinator."""
         with open_office(self.home) as office:
-            desk = self._desk(office)
-            for name, place in self.members.items():
-                own = OwnDesk(place.folder, participant=name, now=utc_now)
+            return len(self._desk(office).get(proposal.digest).approvals)
+
+    def approve(self, proposal: Document[Proposal]) -> None:
+        """Let every member approve by hand at its own desk, and bring the answers to the coordinator's."""
+        with open_office(self.home) as office:
+            for place in self.members.values():
+                own = self.own_desk(place)
                 own.propose(proposal)
                 study = own.find(proposal.body.session_id.hex())
-                desk.answer(own.approve(study, "table", by="hand", identity=place.identity()))
-            found = desk.get(proposal.digest)
+                answer = own.approve(study, "table", by="hand", identity=place.identity())
+                self._desk(office).answer(answer)
+
+    def sign_start(self, proposal: Document[Proposal]) -> Any:
+        """Start the study at the coordinator's desk, with the approvals that are there; give start and approvals."""
+        with open_office(self.home) as office:
+            desk = self._desk(office)
             body = make_start(
                 proposal,
-                found.chosen(),
+                desk.get(proposal.digest).chosen(),
                 author_certificate=office.authors.get("admin").certificate,
                 created=utc_now(),
             )
             start = Document.sign(body, self.home.author("admin").sign)
-            desk.start(start)
-            for name, place in self.members.items():
-                own = OwnDesk(place.folder, participant=name, now=utc_now)
-                own.begin(
-                    own.find(proposal.body.session_id.hex()),
-                    start,
-                    desk.get(proposal.digest).roster_approvals,
-                )
+            return start, desk.start(start).roster_approvals
+
+    def start(self) -> Document[Proposal]:
+        """Propose the study, let every member approve it by hand, start it, and bring the start to every member."""
+        proposal = self.propose()
+        self.approve(proposal)
+        start, approvals = self.sign_start(proposal)
+        for place in self.members.values():
+            own = self.own_desk(place)
+            own.begin(own.find(proposal.body.session_id.hex()), start, approvals)
         return proposal
+
+    @staticmethod
+    def own_desk(place: ParticipantHome) -> OwnDesk:
+        """A member's own desk."""
+        return OwnDesk(place.folder, participant=place.name, now=utc_now)
 
     def _desk(self, office: Any) -> StudyDesk:
         revoked = RevocationFile(self.home.consortium.authority, self.home.revocation_list_file)

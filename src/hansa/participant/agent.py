@@ -28,10 +28,7 @@ from hansa.federation.files import read_private_file, write_file
 from hansa.federation.logs import log
 from hansa.federation.service_manager import ServiceManager
 from hansa.federation.status_page import StatusPage
-from hansa.federation.tls_files import TlsSource
-from hansa.participant.agent_work import AgentWork
-from hansa.participant.consortium_client import ConsortiumClient
-from hansa.participant.coordinator_channel import CoordinatorChannel, Patience
+from hansa.participant.agent_work import AgentWork, open_work
 from hansa.participant.fleet import FleetConnection
 from hansa.participant.home import ParticipantHome
 from hansa.participant.metrics import ParticipantMetrics
@@ -41,7 +38,6 @@ from hansa.secure_agg.certificates import utc_now
 STATUS_FILE = "agent-status.json"
 _SOON_SECONDS, _LATER_SECONDS = 2.0, 10.0  # between two looks: something is awaited, or not
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 30.0
-_CALL_SECONDS = 20.0
 _MEASURE_SECONDS = 5.0
 _SAY_AGAIN_SECONDS = 600.0
 
@@ -95,7 +91,7 @@ class Agent:
             PortInUse: Somebody else listens where the status page should.
         """
         with ExitStack() as stack:
-            work = self._work(stack)
+            work = open_work(stack, self._home, now=self._now, report=self._report, note=self._note)
             fleet = self._fleet()
             self._open_page(stack, fleet)
             failures: list[BaseException] = []
@@ -142,29 +138,6 @@ class Agent:
             self._measure(work, fleet)
             self._write_status(work, fleet)
             stop.wait(beat)
-
-    def _work(self, stack: ExitStack) -> AgentWork:
-        home, tls = self._home, TlsSource(self._home.tls_files)
-        addresses = home.settings.addresses
-
-        def channel(address: str, patience: Patience) -> CoordinatorChannel:
-            made = CoordinatorChannel(
-                address, tls=tls, participant=home.name, patience=patience, clock=self._now
-            )
-            stack.callback(made.close)
-            return made
-
-        consortium = channel(addresses.consortium, Patience(deadline_seconds=_CALL_SECONDS))
-        work = AgentWork(
-            home,
-            ConsortiumClient(home, consortium, self._now),
-            channel(addresses.aggregator, Patience()),
-            now=self._now,
-            report=self._report,
-            note=self._note,
-        )
-        stack.callback(work.close)
-        return work
 
     def _open_page(self, stack: ExitStack, fleet: FleetConnection) -> None:
         asked = self._home.settings.metrics
