@@ -23,9 +23,12 @@ from hansa import (
     cli_budget,
     cli_consortium,
     cli_coordinator,
+    cli_decisions,
+    cli_empirical,
     cli_model,
     cli_participant,
     cli_policy,
+    cli_studies,
 )
 from hansa.errors import Error, Interrupted, UsageError
 
@@ -59,8 +62,11 @@ study_app = typer.Typer(
     help="Read and check training agreements.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(demo_app, name="demo")
+study_app.add_typer(cli_studies.app)
+study_app.add_typer(cli_decisions.decisions)
 app.add_typer(study_app, name="study")
 app.add_typer(cli_model.app, name="model")
+cli_audit.app.command("empirical", epilog=cli_empirical.EPILOG)(cli_empirical.empirical)
 app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_budget.app, name="budget")
 app.add_typer(cli_policy.app, name="policy")
@@ -167,13 +173,20 @@ def study_validate(
 
     agreement = load_study(file)
     if json_only:
-        found = {"schema": "hansa/study-check/v1", "id": agreement.id, "protections": agreement.protections()}
+        found = {
+            "schema": "hansa/study-check/v1",
+            "id": agreement.id,
+            "protections": agreement.protections(),
+            "warnings": list(agreement.warnings()),
+        }
         typer.echo(json.dumps(found, sort_keys=True))
         return
     typer.echo(f"study {agreement.name} is valid")
     typer.echo(f"id    {agreement.id}")
     for layer, on in agreement.protections().items():
         typer.echo(f"{'on ' if on else 'OFF'}   {layer.replace('_', ' ')}")
+    for warning in agreement.warnings():
+        typer.echo(f"hansa: warning: {warning}", err=True)
 
 
 @app.command("explain", epilog=EPILOG)

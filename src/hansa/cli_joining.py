@@ -98,16 +98,23 @@ def _begin(
     own = fingerprint_text(own_fingerprint(place, keys_of_request(request)))
     found |= {"fingerprint": own, "state": "made", "file": None}
     lines = [f"keys of {place.name} are in {folder}", f"fingerprint of your keys: {own}"]
-    if offline:
-        written = output or Path(f"{place.name}.request.json")
-        write_output(written, request.encode() + b"\n")
-        found["file"] = str(written)
-        lines += [
-            f"send {written} to the admin, and read the fingerprint to them by telephone",
-            "next: hansa participant join --resume --enrolment FILE, when their answer is here",
-        ]
-        show(found, lines, json_only=json_only)
+    if not offline:
+        _send(place, found, lines, wait, json_only=json_only)
         return
+    written = output or Path(f"{place.name}.request.json")
+    write_output(written, request.encode() + b"\n")
+    found["file"] = str(written)
+    lines += [
+        f"send {written} to the admin, and read the fingerprint to them by telephone",
+        "next: hansa participant join --resume --enrolment FILE, when their answer is here",
+    ]
+    show(found, lines, json_only=json_only)
+
+
+def _send(
+    place: "ParticipantHome", found: dict[str, Any], lines: list[str], wait: int, *, json_only: bool
+) -> None:
+    """Send the request that was made, and wait for the answer if that was asked for."""
     if not json_only:  # before the network is tried: the keys are made, whatever follows
         for line in lines:
             typer.echo(line)

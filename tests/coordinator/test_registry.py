@@ -15,6 +15,7 @@ from hansa.errors import (
     AlreadyApproved,
     DocumentRejected,
     EnrolmentPending,
+    Error,
     FingerprintMismatch,
     InvalidValue,
     InvitationExhausted,
@@ -189,6 +190,29 @@ def test_a_foreign_request_is_refused(office, federated):
         office.registry.submit(office.request(other.invitation(code=invitation.body.code)))
 
 
+def test_who_holds_nothing_learns_no_name_and_no_state(office, federated):
+    office.invite("bank-invited")
+    office.registry.submit(office.request(office.invite("bank-asked")))
+    office.enrol("bank-member")
+    office.enrol("bank-revoked")
+    office.registry.revoke("bank-revoked", "left")
+    stranger = Identity.generate()
+    house = federated.House()
+    said = {"submit": set(), "collect": set(), "renew": set()}
+    for name in ("bank-invited", "bank-asked", "bank-member", "bank-revoked", "bank-nobody"):
+        office.identities[name] = stranger
+        forged = house.invitation(participant=name, fingerprint=office.house.fingerprint)
+        for what, call in (
+            ("submit", lambda forged=forged: office.registry.submit(office.request(forged, stranger))),
+            ("collect", lambda name=name: office.collect(name)),
+            ("renew", lambda name=name: office.renewals.ask(office.renewal(name=name), None)),
+        ):
+            with pytest.raises(Error) as caught:
+                call()
+            said[what].add((caught.value.code, caught.value.message.replace(name, "NAME")))
+    assert {what: len(answers) for what, answers in said.items()} == {"submit": 1, "collect": 1, "renew": 1}
+
+
 def test_two_participants_do_not_share_a_key(office):
     office.enrol("bank-1")
     with pytest.raises(DocumentRejected, match="another participant"):
@@ -233,7 +257,7 @@ def test_of_two_approvals_at_once_one_issues(office):
 
 def test_only_who_asked_collects(office):
     office.enrol()
-    with pytest.raises(DocumentRejected):
+    with pytest.raises(InvitationUnknown):
         office.collect(signer=Identity.generate())
     with pytest.raises(DocumentRejected):
         office.collect(created=office.now - timedelta(minutes=6))
@@ -279,7 +303,7 @@ def test_a_renewal_of_another_identity_or_of_nobody_is_refused(office):
     office.enrol()
     other = Identity.generate()
     forged = Document.sign(office.renewal().body, other.sign)
-    with pytest.raises(DocumentRejected):
+    with pytest.raises(NotAMember):
         office.renewals.ask(forged, office.house.authority)
     office.invite("bank-2")
     office.identities["bank-2"] = other

@@ -11,6 +11,7 @@ from cryptography import x509
 from hansa.errors import (
     CertificateRejected,
     DocumentRejected,
+    EnrolmentPending,
     FingerprintMismatch,
     HomeExists,
     HomeMissing,
@@ -37,7 +38,13 @@ from hansa.participant.enrolling import (
     stored_request,
 )
 from hansa.participant.home import ParticipantHome, make_identity, open_identity
-from hansa.participant.renewing import begin_renewal, finish_renewal, renewal_is_due, renewal_time
+from hansa.participant.renewing import (
+    begin_renewal,
+    finish_renewal,
+    renew_if_due,
+    renewal_is_due,
+    renewal_time,
+)
 from hansa.participant.store import SealedStore, open_or_make_key
 
 
@@ -246,6 +253,25 @@ def test_a_renewal_is_due_with_a_third_left(house, member):
     assert renewal_time(body) == house.now + timedelta(days=60)
     assert not renewal_is_due(body, house.now + timedelta(days=59, hours=23))
     assert renewal_is_due(body, house.now + timedelta(days=60))
+
+
+def test_what_is_due_is_renewed_and_nothing_else(house, member):
+    asked, flower = [], member.enrolment().body.flower_key
+
+    def ask(request):
+        asked.append(request)
+        if len(asked) == 1:
+            raise EnrolmentPending("the admin has to do it")
+        return answer(house, request, 2, flower, now=later)
+
+    later = house.now + timedelta(days=60)
+    assert not renew_if_due(member, ask, house.now)
+    with pytest.raises(EnrolmentPending):
+        renew_if_due(member, ask, later)
+    assert renew_if_due(member, ask, later + timedelta(days=1))
+    assert asked[0] == asked[1]
+    assert not renew_if_due(member, ask, later + timedelta(days=1))
+    assert (len(asked), member.enrolment().body.number) == (2, 2)
 
 
 def test_a_renewal_has_a_new_tls_key_and_swaps_at_once(house, member):

@@ -95,17 +95,40 @@ class CoordinatorDaemon:
 
     def _open(self, stack: ExitStack, office: Office) -> Tending:
         """Open everything; it is closed in the other order when the stack is."""
-        home, settings = self._home, self._home.settings
+        home, listen = self._home, self._home.settings.listen
         tls = TlsSource(home.tls_files)
         revoked = RevocationFile(home.consortium.authority, home.revocation_list_file)
         office.revocations.put_into_file()
         metrics = CoordinatorMetrics(version("hansa"))
-        host, port = host_and_port(settings.listen.metrics)
+        host, port = host_and_port(listen.metrics)
         stack.enter_context(StatusPage(metrics.registry, ready=self._why_not_ready, host=host, port=port))
         desk = StudyDesk(office.journal, consortium=home.consortium, revoked=revoked)
         keys = flower_keys(office.registry.members)
         nodes = self._reach_nodes(stack, office, keys, revoked)
         plane = self._open_doors(stack, office, desk, tls, revoked)
+        self._run_studies(stack, office, desk, nodes, plane, revoked, metrics)
+        return Tending(
+            home=home,
+            office=office,
+            authority=self._authority,
+            revoked=revoked,
+            door=nodes.door,
+            metrics=metrics,
+            members=keys,
+        )
+
+    def _run_studies(
+        self,
+        stack: ExitStack,
+        office: Office,
+        desk: StudyDesk,
+        nodes: Nodes,
+        plane: DataPlane,
+        revoked: RevocationFile,
+        metrics: CoordinatorMetrics,
+    ) -> None:
+        """Start the runner of studies, with the worker that adds ciphertexts."""
+        home, settings = self._home, self._home.settings
         spool, results = home.folder / settings.spool.folder, home.folder / "results"
         make_folder(spool)
         make_folder(results)
@@ -127,15 +150,6 @@ class CoordinatorDaemon:
         self._runner = runner = StudyRunner(desk, parts)
         runner.start()
         stack.callback(runner.stop, _STOP_SECONDS)
-        return Tending(
-            home=home,
-            office=office,
-            authority=self._authority,
-            revoked=revoked,
-            door=nodes.door,
-            metrics=metrics,
-            members=keys,
-        )
 
     def _reach_nodes(
         self, stack: ExitStack, office: Office, keys: dict[str, bytes], revoked: RevocationFile

@@ -124,6 +124,11 @@ class Members:
         found = [MemberRecord.decode(raw) for raw in self._journal.items(SCOPE).values()]
         return sorted(found, key=lambda record: record.name)
 
+    def enrolled(self) -> dict[str, MemberKeys]:
+        """Return identity and Flower key of everybody who is a member now. The TLS key is that of the first enrolment."""
+        found = {record.name: record.keys for record in self.all() if record.state == "enrolled"}
+        return {name: keys for name, keys in found.items() if keys is not None}
+
     def change(self, name: str, decide: Callable[[MemberRecord | None], MemberRecord]) -> MemberRecord:
         """Change a record.
 

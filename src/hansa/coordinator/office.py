@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from datetime import datetime
 
+from cryptography import x509
+
 from hansa.coordinator.author_register import AuthorRecord, AuthorRegister
 from hansa.coordinator.home import CoordinatorHome
 from hansa.coordinator.issuing import hosts_of, server_certificate, verify_name
@@ -11,6 +13,7 @@ from hansa.coordinator.journal import Journal
 from hansa.coordinator.registry import Registry
 from hansa.coordinator.renewals import Renewals
 from hansa.coordinator.revocations import Revocations
+from hansa.errors import AuthorityAbsent
 from hansa.federation.files import PRIVATE, make_folder, read_file, read_private_file, write_file
 from hansa.federation.tls_authority import from_pem, to_pem
 from hansa.secure_agg.certificate_authority import CertificateAuthority
@@ -81,3 +84,37 @@ def renew_services(
     write_file(files.certificate, to_pem(certificate))
     office.revocations.publish(authority)
     office.journal.event("server_certificate_renewed")
+
+
+def authority_at_hand(home: CoordinatorHome) -> CertificateAuthority | None:
+    """Return the authority where its key lies in the home; None where the admin keeps it elsewhere. Raises KeyFileUnsafe."""
+    try:
+        return home.authority()
+    except AuthorityAbsent:
+        return None
+
+
+def maintain(office: Office, now: datetime) -> None:
+    """Do what is due without an admin; a daemon calls this now and then.
+
+    Args:
+        office: The coordinator's.
+        now: The time.
+
+    Raises:
+        KeyFileUnsafe: Others can read a key.
+
+    Guarantees:
+        - With the authority's key at hand, a revocation list is made again when half of its time is over, and the certificate
+          of the services when a third of its time is left.
+        - The latest revocation list stands in its file, whoever made it.
+    """
+    authority = authority_at_hand(office.home)
+    if authority is None:
+        office.revocations.put_into_file()
+        return
+    office.revocations.publish(authority)
+    found = x509.load_der_x509_certificate(from_pem(read_file(office.home.tls_files.certificate)))
+    begin, end = found.not_valid_before_utc, found.not_valid_after_utc
+    if now > end - (end - begin) / 3:
+        renew_services(office, authority, now)

@@ -36,9 +36,12 @@ from hansa.federation.requests import (
 )
 from hansa.secure_agg.certificate_authority import CertificateAuthority
 from hansa.secure_agg.certificates import CLOCK_SKEW, utc_now
-from hansa.secure_agg.identity import RandomBytes
+from hansa.secure_agg.identity import Identity, RandomBytes
 
 ATTEMPTS_MOST = 20
+_NOBODY = (
+    Identity.generate().public
+)  # signs nothing, so that it takes the same steps to refuse an unknown name
 
 
 class Registry:
@@ -55,6 +58,7 @@ class Registry:
         - An invitation serves one set of keys, before its end, and after `ATTEMPTS_MOST` wrong requests none.
         - Nobody is enrolled whose keys' fingerprint was not given to `approve`.
         - Of two approvals of one request, one issues certificates.
+        - Who holds neither an invitation nor an identity key learns no name and no state from `submit` and `collect`.
         - The journal holds neither the code of an invitation nor anything from which a request under it can be made.
     """
 
@@ -126,8 +130,15 @@ class Registry:
         """
         name = document.body.participant
         record = self.members.find(name)
+        # Who does not hold the invitation learns nothing: neither whether the name is known, nor what became of it.
         if record is None:
+            verify_enrolment_request(
+                document, consortium=self._consortium, participant=name, proof_key=_NOBODY
+            )
             raise InvitationUnknown(f"nobody has invited {name!r}")
+        verify_enrolment_request(
+            document, consortium=self._consortium, participant=name, proof_key=record.proof_key
+        )
         if record.state == "revoked":
             raise ParticipantRevoked(f"the participant {name!r} is revoked")
         if record.state in ("requested", "enrolled"):
@@ -140,9 +151,6 @@ class Registry:
             raise InvitationExhausted(
                 f"{record.attempts} wrong requests came under the invitation of {name!r}"
             )
-        verify_enrolment_request(
-            document, consortium=self._consortium, participant=name, proof_key=record.proof_key
-        )
         self._verify_unshared(record, keys_of_request(document))
         return record
 
@@ -232,18 +240,23 @@ class Registry:
         """Give the enrolment to whoever asked for it.
 
         Raises:
-            InvitationUnknown: Nobody of this name has asked.
-            DocumentRejected: The request is not of now, or not signed by the identity key that asked.
+            InvitationUnknown: Nobody of this name has asked with this identity key.
+            DocumentRejected: It is for another consortium, or not of now.
             EnrolmentPending: The admin has not decided yet.
             ParticipantRevoked: It was revoked, or its request was turned down.
         """
         body, now = document.body, self._now()
         record = self.members.find(body.participant)
         keys = record.keys if record else None
-        if record is None or keys is None:
-            raise InvitationUnknown(f"{body.participant!r} has sent no request")
         self._consortium.verify_own(body.consortium, body.title())
-        document.verify_signed_by(keys.identity, f"the identity key of {body.participant!r}")
+        try:
+            document.verify_signed_by(keys.identity if keys else _NOBODY, repr(body.participant))
+        except DocumentRejected as error:
+            raise InvitationUnknown(
+                f"no request of {body.participant!r} is here that was signed by this key"
+            ) from error
+        if record is None:
+            raise InvitationUnknown(f"{body.participant!r} has sent no request")
         if abs(now - body.created) > CLOCK_SKEW:
             raise DocumentRejected(f"the request is of {utc_text(body.created)}, it is {utc_text(now)}")
         if record.state == "revoked":

@@ -6,7 +6,7 @@ from datetime import datetime
 from hansa.coordinator.issuing import Issuer
 from hansa.coordinator.journal import Journal
 from hansa.coordinator.members import MemberRecord, Members, with_enrolment
-from hansa.errors import EnrolmentPending, NotAMember, NothingRequested
+from hansa.errors import DocumentRejected, EnrolmentPending, NotAMember, NothingRequested
 from hansa.federation.consortium import Consortium
 from hansa.federation.documents import Document
 from hansa.federation.enrolments import Enrolment
@@ -28,6 +28,7 @@ class Renewals:
     Guarantees:
         - A request is answered once; the same one again gets the same answer.
         - The identity key stays; a revoked participant gets nothing.
+        - Who does not hold a member's identity key learns not whether the name is a member's.
     """
 
     def __init__(
@@ -51,12 +52,16 @@ class Renewals:
             authority: The authority, or None where only the admin has its key.
 
         Raises:
-            NotAMember: Nobody of this name is a member now.
+            NotAMember: Nobody of this name is a member now, or its identity key has not signed the request.
             RequestForeign, DocumentRejected: See `verify_renewal_request`.
             EnrolmentPending: The admin has to renew it.
         """
         name, encoded = document.body.participant, document.encode().decode()
-        record = self._member(name)
+        try:
+            record = self._member(name)
+            document.verify_signed_by(record.keys.identity if record.keys else b"", repr(name))
+        except (NotAMember, DocumentRejected) as error:  # alike: whoever asks may be anybody
+            raise NotAMember(f"no present member {name[:80]!r} has signed this renewal") from error
         if record.renewal == encoded and not record.renewal_is_pending:
             return record.enrolment_document  # its answer was lost on the way
         self._verify_renewal(record, document)

@@ -1,5 +1,6 @@
 """Renewal: new certificates for the same identity, before the old ones end. The TLS key is a new one each time."""
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -90,6 +91,31 @@ def finish_renewal(home: ParticipantHome, document: Document[Enrolment], now: da
     home.install(document, read_private_file(home.renewal_folder / "tls.key"))
     _request_file(home).unlink()
     (home.renewal_folder / "tls.key").unlink()
+
+
+def renew_if_due(
+    home: ParticipantHome,
+    ask: Callable[[Document[RenewalRequest]], Document[Enrolment]],
+    now: datetime,
+) -> bool:
+    """Renew the certificates of a home when it is time; a daemon calls this now and then.
+
+    Args:
+        home: The home of a member.
+        ask: Sends the request: `ConsortiumClient.renew`, or `EnrolmentClient.renew` where the certificates have ended.
+        now: The time.
+
+    Returns:
+        Whether new certificates are in use.
+
+    Raises:
+        EnrolmentPending: The admin has to make them; the old ones stay in use, and the next call asks again.
+        See `begin_renewal` and `finish_renewal` for everything else.
+    """
+    if not renewal_is_due(home.enrolment().body, now):
+        return False
+    finish_renewal(home, ask(begin_renewal(home, now)), now)
+    return True
 
 
 def _request_file(home: ParticipantHome) -> Path:

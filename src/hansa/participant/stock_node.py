@@ -141,7 +141,7 @@ def _kept(place: Path, number: int) -> Mapping[str, Any]:
         found = cbor2.loads(read_file(place, MOST_MESSAGE_BYTES))
         if found["round"] == number and found["joins"] and found["deal"]:
             return dict(found)
-    except (HomeMissing, ValueError, KeyError, TypeError) as error:
+    except (HomeMissing, cbor2.CBORDecodeError, ValueError, KeyError, TypeError) as error:
         raise OutOfOrder(f"epoch {number} was not voted for here") from error
     raise OutOfOrder(f"epoch {number} was not voted for here")
 
