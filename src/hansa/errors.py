@@ -61,6 +61,7 @@ Error
 │       └── SpoolQuotaExceeded (exit 75)
 ├── TrainingDiverged              exit 1    a public training ended in numbers that are not finite
 ├── WorkerFailed                  exit 1    a worker process of the embedded consortium died
+├── CommandFailed                 exit 1    a command of the demonstration's cluster failed
 ├── InternalFailure               exit 1    something failed that hansa did not foresee
 └── Interrupted                   exit 130  stopped by the user
 
@@ -1344,6 +1345,13 @@ class WorkerFailed(Error):
 
     code = "worker_failed"
     default_hint = "run the command again with --verbose; a killed worker often means too little memory"
+
+
+class CommandFailed(Error):
+    """A command of the demonstration's cluster failed; its own words are in the message."""
+
+    code = "command_failed"
+    default_hint = "look at the log files in the cluster's folder"
 
 
 class InternalFailure(Error):
