@@ -40,6 +40,8 @@ _SOON_SECONDS, _LATER_SECONDS = 2.0, 10.0  # between two looks: something is awa
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 30.0
 _MEASURE_SECONDS = 5.0
 _SAY_AGAIN_SECONDS = 600.0
+_SEAT_SECONDS = 30.0  # that a request waits for a seat
+_GRACE_SECONDS = 15.0  # for the request that is being answered, at the end
 
 
 class Agent:
@@ -71,7 +73,7 @@ class Agent:
         self._home, self._manager, self._now = home, manager or ServiceManager(), now
         self._log = log("participant")
         self._said: dict[str, tuple[str, float]] = {}
-        self._reload = threading.Event()
+        self._reload, self._look_now = threading.Event(), threading.Event()
         self._looked_at: float | None = None
         self._problem = ""
         self._metrics: ParticipantMetrics | None = None
@@ -99,8 +101,7 @@ class Agent:
                 target=self._answer, args=(fleet, work, stop, failures), name="fleet", daemon=True
             )
             thread.start()
-            stack.callback(thread.join)
-            stack.callback(stop.set)
+            stack.callback(self._end, thread, work, stop)
             self._manager.ready("looking for the coordinator")
             self._log.info("agent_ready", participant=self._home.name)
             self._run(work, fleet, stop, failures)
@@ -110,6 +111,15 @@ class Agent:
             raise failure
 
     # -- inside ------------------------------------------------------------------------------------------
+
+    def _end(self, thread: threading.Thread, work: AgentWork, stop: threading.Event) -> None:
+        """Let the request that is being answered end; one that waits for the coordinator is given up after a while."""
+        stop.set()
+        thread.join(_GRACE_SECONDS)
+        if thread.is_alive():
+            self._log.warning("request_given_up")
+            work.give_up()
+            thread.join()
 
     def _run(
         self, work: AgentWork, fleet: FleetConnection, stop: threading.Event, failures: list[BaseException]
@@ -123,7 +133,8 @@ class Agent:
                 work.reload()
                 self._manager.ready(self._status(work, fleet))
                 self._log.info("policies_reloaded")
-            if time.monotonic() >= due:
+            if time.monotonic() >= due or self._look_now.is_set():
+                self._look_now.clear()
                 try:
                     awaited = work.look()
                     pause, retry = (_SOON_SECONDS if awaited else _LATER_SECONDS), _FIRST_RETRY_SECONDS
@@ -137,7 +148,7 @@ class Agent:
             self._manager.alive()
             self._measure(work, fleet)
             self._write_status(work, fleet)
-            stop.wait(beat)
+            self._look_now.wait(beat)
 
     def _open_page(self, stack: ExitStack, fleet: FleetConnection) -> None:
         asked = self._home.settings.metrics
@@ -194,6 +205,12 @@ class Agent:
         failures: list[BaseException],
     ) -> None:
         def find(session: str) -> Callable[[Message, Context], Message] | None:
+            """Give the seat; where one is about to be taken, wait for it instead of refusing the first requests."""
+            end = time.monotonic() + _SEAT_SECONDS
+            while session not in work.seats and work.awaits_seat(session) and not stop.is_set():
+                self._look_now.set()
+                if time.monotonic() > end or stop.wait(0.2):
+                    break
             return work.seats.get(session)
 
         try:

@@ -74,6 +74,15 @@ class AgentWork:
         """Seats by session."""
         return self._seats
 
+    def awaits_seat(self, session: str) -> bool:
+        """Whether this participant approved the study of a session and has no seat in it yet; any thread may ask."""
+        if session in self._seats or session in self._failed:
+            return False
+        return any(
+            study.session == session and study.state in ("approved", "started", "paused")
+            for study in self.desk.all()
+        )
+
     def look(self) -> bool:
         """Do everything once; tell whether something is awaited, so that the next look should come soon.
 
@@ -104,6 +113,10 @@ class AgentWork:
             except Error as error:
                 self._report("policy", error)
                 self._get_up(session)
+
+    def give_up(self) -> None:
+        """Let whatever waits for the aggregator fail at once; what was sent is not lost."""
+        self._aggregator.give_up()
 
     def close(self) -> None:
         """Get up from all seats."""
