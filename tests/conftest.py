@@ -169,3 +169,11 @@ def federated() -> ModuleType:
 @pytest.fixture(scope="session")
 def house_of_members(federated: ModuleType) -> Any:
     return federated.House()
+
+
+@pytest.fixture
+def doctor_site(tmp_path: Path) -> Iterator[Any]:
+    """A coordinator with its four doors, and members that a doctor examines."""
+    found = _plain_module("doctor_site").DoctorSite(tmp_path)
+    yield found
+    found.close()

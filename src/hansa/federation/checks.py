@@ -104,7 +104,7 @@ def run_checks(checks: Sequence[Check[Place]], place: Place) -> list[Result]:
         All findings, in the order of the checks; at least one of each.
 
     Guarantees:
-        - A check that raises is a finding with the error's code, and the others run; of an error that nobody foresaw only the
+        - A check that raises ends in a finding with the error's code, and the others run; of an error that nobody foresaw only the
           kind is told, for its text may hold anything.
         - A check that takes longer than its limit is left behind: no check keeps the others from running.
         - Every warning and failure has something that mends it, and every cause is one printable line.
@@ -183,7 +183,8 @@ def _looked(check: Check[Place], place: Place) -> list[Finding]:
 
     def look() -> None:
         try:
-            found.extend(list(check.look(place)) or [skipped("there is nothing to look at")])
+            for one in check.look(place):
+                found.append(one)  # noqa: PERF402 - what was found before it raises counts
         except Error as error:
             found.append(failure(error, check.mend(place) if check.mend else ""))
         except Exception as error:
@@ -193,10 +194,10 @@ def _looked(check: Check[Place], place: Place) -> list[Finding]:
     thread = threading.Thread(target=look, name=f"check {check.name}", daemon=True)
     thread.start()
     thread.join(check.limit_seconds)
-    if thread.is_alive() and not found:
+    if thread.is_alive():
         late = CheckTimedOut(f"the check did not end within {check.limit_seconds:g} s")
-        return [replace(failure(late, check.mend(place) if check.mend else ""), level=check.late)]
-    return list(found)
+        return [*found, replace(failure(late, check.mend(place) if check.mend else ""), level=check.late)]
+    return found or [skipped("there is nothing to look at")]
 
 
 def _in_one_line(finding: Finding) -> Finding:
