@@ -1,4 +1,4 @@
-"""Fixtures of the tiny consortium and of small text models, whose parts stand in files beside this one."""
+"""Fixtures of the tiny consortium, of text models, of a fleet and of a network; their parts stand in files beside this one."""
 
 import importlib.util
 import sys
@@ -24,6 +24,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _plain_module(name: str) -> ModuleType:
+    """Load a file beside this one, on demand."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
@@ -37,6 +38,12 @@ def _plain_module(name: str) -> ModuleType:
 def tiny() -> ModuleType:
     """The parts of the tiny consortium."""
     return _module("tiny_consortium")
+
+
+@pytest.fixture(scope="session")
+def network() -> ModuleType:
+    """Certificates of a consortium, and a proxy that fails as networks do."""
+    return _plain_module("network_parts")
 
 
 @pytest.fixture(scope="session")
@@ -158,6 +165,26 @@ def ledger_owner() -> "Callable[..., LedgerOwner]":
         return LedgerOwner(public_key=identity.public, data=data, **{**usual, **changes})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def fleet() -> ModuleType:
+    """Parts of a coordinator and its nodes on the loopback interface."""
+    return _plain_module("fleet_parts")
+
+
+@pytest.fixture
+def clusters(fleet: ModuleType, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Make SuperLink, front and grid for members of these names, and end them and their nodes after the test."""
+    made: list[Any] = []
+
+    def make(*names: str, **front: Any) -> Any:
+        made.append(fleet.Cluster(tmp_path / f"cluster-{len(made)}", names, **front))
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.close()
 
 
 @pytest.fixture(scope="session")

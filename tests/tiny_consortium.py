@@ -14,12 +14,12 @@ from hansa.coordinator.aggregator import AggregationService
 from hansa.coordinator.app import make_server_app
 from hansa.coordinator.rounds import RoundSummary
 from hansa.errors import Error
+from hansa.federation.agreements import terms_of
 from hansa.local_grid import RUN_ID, LocalGrid, from_bytes, to_bytes
 from hansa.models.features import FeatureEncoder
 from hansa.models.pretraining import Base
 from hansa.participant.app import make_client_app
 from hansa.participant.node import ParticipantNode
-from hansa.participant.node_core import terms_of
 from hansa.participant.policy import Policy
 from hansa.participant.registered_data import register_data
 from hansa.participant.trainer import Rows

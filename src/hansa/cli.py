@@ -24,6 +24,7 @@ from hansa import (
     cli_consortium,
     cli_coordinator,
     cli_decisions,
+    cli_empirical,
     cli_model,
     cli_participant,
     cli_policy,
@@ -65,6 +66,7 @@ study_app.add_typer(cli_studies.app)
 study_app.add_typer(cli_decisions.decisions)
 app.add_typer(study_app, name="study")
 app.add_typer(cli_model.app, name="model")
+cli_audit.app.command("empirical", epilog=cli_empirical.EPILOG)(cli_empirical.empirical)
 app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_budget.app, name="budget")
 app.add_typer(cli_policy.app, name="policy")
@@ -171,13 +173,20 @@ def study_validate(
 
     agreement = load_study(file)
     if json_only:
-        found = {"schema": "hansa/study-check/v1", "id": agreement.id, "protections": agreement.protections()}
+        found = {
+            "schema": "hansa/study-check/v1",
+            "id": agreement.id,
+            "protections": agreement.protections(),
+            "warnings": list(agreement.warnings()),
+        }
         typer.echo(json.dumps(found, sort_keys=True))
         return
     typer.echo(f"study {agreement.name} is valid")
     typer.echo(f"id    {agreement.id}")
     for layer, on in agreement.protections().items():
         typer.echo(f"{'on ' if on else 'OFF'}   {layer.replace('_', ' ')}")
+    for warning in agreement.warnings():
+        typer.echo(f"hansa: warning: {warning}", err=True)
 
 
 @app.command("explain", epilog=EPILOG)

@@ -146,7 +146,7 @@ def show(ledger: LedgerFile, json_only: Json = False) -> None:
     )
     typer.echo("STUDY             ROUND  ATTEMPT  EPSILON  COMMITTED  SIGMA    RATE     STEPS")
     for reservation, epsilon in zip(audit.reservations, audit.round_epsilon, strict=True):
-        spent = reservation.spending
+        spent = reservation.counted
         typer.echo(
             f"{spent.study[:16]:16}  {_place(reservation)}  {epsilon:7.3f}  "
             f"{'yes' if reservation.committed else 'no':9}  {spent.noise_multiplier:<7g}  "
@@ -202,7 +202,8 @@ def _ledger_json(audit: "LedgerAudit") -> dict[str, Any]:
                 "attempt": reservation.spending.attempt,
                 "epsilon": _finite(epsilon),
                 "committed": reservation.committed,
-                "noise_multiplier": reservation.spending.noise_multiplier,
+                "noise_multiplier": reservation.counted.noise_multiplier,
+                "noise_contributors": reservation.counted.contributors,
                 "sample_rate": reservation.spending.sample_rate,
                 "steps": reservation.spending.steps,
                 "line": reservation.line,

@@ -28,7 +28,7 @@ Error
 ├── PolicyRefusal                 exit 3    a participant refuses; nothing was spent
 │   ├── BudgetExhausted, LedgerDamaged, LedgerMismatch, LayerMissing, UnknownStudy, CohortBelowPolicy
 │   ├── ReleaseNotAgreed, TooManyRounds, ModelNotAllowed, SubmitterNotAllowed, CodeBundleRefused
-│   └── DataAlreadyRegistered
+│   └── DataAlreadyRegistered, TooLittleNoise
 ├── FederationError               exit 4    who somebody is, or what somebody signed, is not what it must be
 │   ├── DocumentMissing (exit 66), DocumentMalformed (exit 65), DocumentRejected, FingerprintMismatch, NotAMember
 │   ├── InvitationUnknown, InvitationExpired, InvitationUsed, InvitationExhausted, RequestForeign, ParticipantRevoked
@@ -37,7 +37,8 @@ Error
 │   └── NothingRequested, EnrolmentPending and NotEnoughApprovals (exit 75)
 ├── TransportError                exit 69   what carries messages between the sides does not work
 │   ├── PortInUse, SuperLinkFailed, CoordinatorUnreachable, FlowerRefused, PathRefused, AuthenticationFailed (exit 4)
-│   └── NodeNotAccepted and TooManyCalls (exit 75), ForeignNode (exit 4), ClockSkew (exit 78)
+│   ├── NodeNotAccepted, TooManyConnections and TooManyCalls (exit 75)
+│   └── ForeignNode (exit 4), ClockSkew (exit 78)
 ├── ProtocolError                 exit 1    a peer or the coordinator does not keep to the protocol
 │   ├── MalformedMessage, BadSignature, UnknownSender, DuplicateMember, CohortMismatch
 │   ├── StaleRound, WrongSession, PackageReuse, OwnKeyMismatch, UploadReuse, OutOfOrder
@@ -588,6 +589,15 @@ class SubmitterNotAllowed(PolicyRefusal):
     default_hint = "compare the submitter with allow.submitters in the policy"
 
 
+class TooLittleNoise(PolicyRefusal):
+    """Fewer members would add noise to a sum than the study, or the participant's policy, counts on. Nothing was released."""
+
+    code = "too_little_noise"
+    default_hint = (
+        "begin another attempt when more members are back; an update alone has too little noise to be seen"
+    )
+
+
 class DataAlreadyRegistered(PolicyRefusal):
     """Records of this data set have a budget under another name; a second name would give them a second budget."""
 
@@ -831,6 +841,16 @@ class PathRefused(TransportError):
 
     code = "path_refused"
     default_hint = "only a participant's node speaks to this address; see `hansa participant run`"
+
+
+class TooManyConnections(TransportError):
+    """A participant has more connections open than one needs."""
+
+    code = "too_many_connections"
+    exit_status = 75
+    default_hint = (
+        "run one node for each participant; connections that a dead one left are gone after a minute"
+    )
 
 
 class NodeNotAccepted(TransportError):

@@ -29,6 +29,7 @@ from hansa.coordinator.app import make_server_app
 from hansa.coordinator.ciphertext_adder import CiphertextAdder
 from hansa.coordinator.rounds import RoundSummary
 from hansa.errors import DuplicateMember, Error, ModelDivergence, OutOfOrder, ParticipantLost
+from hansa.federation.agreements import terms_of
 from hansa.local_dropouts import Dropouts
 from hansa.local_grid import LocalGrid, Tap
 from hansa.local_host import Host, Parent, Service, error_of, peak_memory_bytes, peak_memory_of
@@ -36,7 +37,6 @@ from hansa.local_seats import Member, Seats, context_of_run, open_sealed_store, 
 from hansa.local_uplink import UploadServices
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
-from hansa.participant.node_core import terms_of
 from hansa.participant.store import SealedStore
 from hansa.secure_agg.certificate_authority import CertificateAuthority
 from hansa.secure_agg.certificates import utc_now

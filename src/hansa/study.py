@@ -17,6 +17,7 @@ import rfc8785
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from hansa import errors, labels
+from hansa.study_privacy import PrivacySettings
 from hansa.study_problems import lowered, problem_of
 
 PARTICIPANTS_LEAST = 3  # the sum of two shows each of them the other one's update
@@ -152,39 +153,6 @@ class AdapterSettings(_Settings):
         return self
 
 
-class PrivacySettings(_Settings):
-    """Differential privacy of each participant's records towards everybody else."""
-
-    unit: Literal["record", "person"] = Field(
-        default="record", description="what is protected: one record, or all records of a person"
-    )
-    records_per_person: int | None = Field(
-        default=None, ge=1, le=1000, description="unit person: records of a person that take part, at most"
-    )
-    neighbouring: Literal["add_or_remove_one"] = Field(
-        default="add_or_remove_one", description="how neighbouring data sets differ, in units"
-    )
-    mode: Literal["local"] = Field(default="local", description="whose noise suffices: each one's own")
-    epsilon: float = Field(gt=0, le=100, description="limit of each participant over all rounds")
-    delta: float = Field(gt=0, le=1e-3, description="probability beyond epsilon, over all rounds")
-    clip_norm: float = Field(gt=0, le=1000, description="l2 bound of one unit's gradient")
-    sample_rate: float = Field(gt=0, le=1, description="Poisson probability of a unit in a step; public")
-    nominal_records: int = Field(
-        ge=1, le=10**9, description="public size, in units; times sample_rate the divisor"
-    )
-
-    @model_validator(mode="after")
-    def _means_something(self) -> Self:
-        if self.sample_rate * self.nominal_records < 1:
-            product = self.sample_rate * self.nominal_records
-            raise ValueError(f"sample_rate times nominal_records is {product:g}, below 1 record a step")
-        if self.delta * self.nominal_records >= 1:  # publishing one record whole would satisfy such a delta
-            raise ValueError(f"delta {self.delta:g} is not below 1 / nominal_records")
-        if (self.unit == "person") != (self.records_per_person is not None):
-            raise ValueError("`records_per_person` belongs to unit person, which cannot be without it")
-        return self
-
-
 class ServerOptimizerSettings(_Settings):
     """The optimizer that every participant applies to the mean update (Reddi et al. 2021, algorithm 2)."""
 
@@ -217,7 +185,7 @@ class CompressionSettings(_Settings):
         default=(), description="trained tensors that move whole in every round"
     )
     range_noise_multiples: float = Field(
-        default=16.0, gt=0, le=1000, description="clamp range, in standard deviations of one entry's noise"
+        default=16.0, gt=0, le=1000, description="a member's range, in deviations of one entry's local noise"
     )
 
 
@@ -288,6 +256,18 @@ class Study(_Settings):
         return self
 
     @model_validator(mode="after")
+    def _noise_suffices(self) -> Self:
+        problem = self.privacy.noise_problem(
+            participants=self.aggregation.participants,
+            strict=self.aggregation.mode == "strict",
+            local_steps=self.training.local_steps,
+            bits=self.compression.bits,
+        )
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    @model_validator(mode="after")
     def _person_is_named(self) -> Self:
         if (self.privacy.unit == "person") != (self.data.person is not None):
             raise ValueError("data.person belongs to privacy.unit person, which cannot be without it")
@@ -301,6 +281,9 @@ class Study(_Settings):
         for section, key in later:
             if not agreement[section][key]:
                 del agreement[section][key]  # studies from before this key keep their ids
+        for key in ("noise_contributors", "colluders"):
+            if agreement["privacy"][key] is None:  # the same; a number is always part of the agreement, 0 too
+                del agreement["privacy"][key]
         canonical = rfc8785.dumps(agreement)
         return hashlib.sha256(labels.STUDY_ID + canonical).hexdigest()
 
@@ -332,6 +315,7 @@ class Study(_Settings):
         """
         return {
             "differential_privacy": True,
+            "own_noise_suffices": self.privacy.mode == "local",
             "secure_aggregation_masks": self.aggregation.masks,
             "homomorphic_encryption": self.aggregation.encryption == "bfv",
             "compression": self.compression.kept_share < 1 or self.compression.bits < 16,
@@ -341,6 +325,10 @@ class Study(_Settings):
             "crash_recovery": True,
             "coordinator_equivocation_check": True,
         }
+
+    def warnings(self) -> tuple[str, ...]:
+        """Say what a signer should know that no single protection says."""
+        return self.privacy.noise_warnings()
 
 
 def study_of(agreement: dict[str, Any]) -> Study:

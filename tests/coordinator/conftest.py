@@ -103,3 +103,117 @@ def adders(tmp_path: Any) -> Any:
     yield make
     for adder in made:
         adder.close()
+
+
+@pytest.fixture
+def site(network: Any, senders: Any, adders: Any, tmp_path: Any, socket_enabled: Any) -> Any:
+    """A coordinator of five members on loopback; see `Site`."""
+    made = Site(network, senders(5), adders(), tmp_path)
+    yield made
+    made.close()
+
+
+class Site:
+    """A coordinator on loopback, the members' certificates, and clients for them; everything ends with the test."""
+
+    def __init__(self, network: Any, members: Senders, adder: CiphertextAdder, folder: Any) -> None:
+        self.network, self.members, self.adder, self.folder = network, members, adder, folder
+        self.pki = network.Pki(folder / "pki")
+        self.files = {name: self.pki.files(name) for name in members.names}
+        self.server_files = self.pki.files("coordinator", hosts=["127.0.0.1", "localhost"])
+        self.revoked: Any = None
+        self.reported: list[Exception] = []
+        self._open: list[Any] = []
+
+    def service(self, count: int, *, attempt: int = 0, **options: Any) -> Any:
+        """A service whose first round takes uploads of so many ciphertexts."""
+        from hansa.coordinator.aggregator import AggregationService
+
+        made = AggregationService(
+            self.members.roster,
+            self.members.terms,
+            new_sums=self.adder.begin,
+            results_folder=self.folder,
+            **options,
+        )
+        made.begin(EPOCH, 1, attempt, self.members.names, self.members.expected(count))
+        return made
+
+    def plane(self, service: Any = None, *, port: int = 0, tls: Any = None, **limits: Any) -> Any:
+        """Serve, under the limits given."""
+        from hansa.coordinator.data_plane import DataPlane, DataPlaneLimits
+        from hansa.federation.tls_files import TlsSource
+
+        made = DataPlane(
+            host="127.0.0.1",
+            port=port,
+            tls=tls or TlsSource(self.server_files),
+            revoked=lambda: self.revoked,
+            report=self.reported.append,
+            limits=DataPlaneLimits(**limits),
+        )
+        if service is not None:
+            made.aggregator.open_session(service, self.members.roster)
+        made.__enter__()
+        self._open.append(lambda: made.__exit__(None, None, None))
+        return made
+
+    def proxy(self, port: int, **cuts: Any) -> Any:
+        """Stand between members and a port."""
+        made = self.network.Proxy(port, **cuts)
+        self._open.append(made.close)
+        return made
+
+    def channel(
+        self, name: str, port: int, *, host: str = "127.0.0.1", files: Any = None, **patience: Any
+    ) -> Any:
+        """A member's channel; it gives up soon if the test does not say otherwise."""
+        from hansa.federation.tls_files import TlsSource
+        from hansa.participant.coordinator_channel import CoordinatorChannel, Patience
+
+        given = {"deadline_seconds": 20.0, "first_pause_seconds": 0.05, "longest_pause_seconds": 0.2}
+        made = CoordinatorChannel(
+            f"{host}:{port}",
+            tls=TlsSource(files or self.files[name]),
+            participant=name,
+            patience=Patience(**(given | patience)),
+        )
+        self._open.append(made.close)
+        return made
+
+    def client(self, name: str, port: int, **options: Any) -> Any:
+        """A member's client."""
+        from hansa.participant.aggregator_client import GrpcAggregatorClient
+
+        return GrpcAggregatorClient(self.channel(name, port, **options), self.members.roster.session_id)
+
+    def stub(self, name: str, port: int, files: Any = None) -> Any:
+        """A bare stub under a member's certificate, for whoever does not keep to the rules."""
+        import grpc
+
+        from hansa.federation.aggregator_pb2_grpc import AggregatorStub
+        from hansa.federation.tls_files import channel_credentials, read_tls
+
+        credentials = channel_credentials(read_tls(files or self.files[name]))
+        channel = grpc.secure_channel(
+            f"127.0.0.1:{port}", credentials, options=[("grpc.max_send_message_length", 64 << 20)]
+        )
+        self._open.append(channel.close)
+        return AggregatorStub(channel)
+
+    def close(self) -> None:
+        """End everything, the last one first."""
+        while self._open:
+            self._open.pop()()
+
+
+def _long_upload(uploads: list[list[bytes]], number: int, count: int) -> list[bytes]:
+    """A member's upload of any length, made of ciphertexts that exist."""
+    distinct = [ciphertext for upload in uploads for ciphertext in upload]
+    return [distinct[(number + index) % len(distinct)] for index in range(count)]
+
+
+@pytest.fixture(scope="session")
+def long_upload() -> Any:
+    """Makes long uploads."""
+    return _long_upload

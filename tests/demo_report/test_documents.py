@@ -84,7 +84,7 @@ def test_the_attack_table_names_errors_that_exist_and_leaves_none_of_the_protoco
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
     assert [row for row in rows if len(row) != 3 or "::test_" not in row[2]] == []
     named = {name for _, ends, _ in rows for name in code_spans(ends)}
-    below = [*errors.ProtocolError.__subclasses__(), errors.CohortTooSmall]
+    below = [*errors.ProtocolError.__subclasses__(), errors.CohortTooSmall, errors.TooLittleNoise]
     for kind in below:
         below += kind.__subclasses__()
     # A member that does not answer, or will not, attacks nobody: tests/coordinator/test_rounds.py.

@@ -24,6 +24,7 @@ from hansa.participant.examination import Examination
 from hansa.participant.renewing import begin_renewal
 from hansa.secure_agg.certificates import utc_now
 
+pytestmark = pytest.mark.enable_socket
 DOORS = ("door_enrolment", "door_consortium", "door_aggregator", "door_fleet")
 INVITE = "hansa participant join INVITATION.json --home NEW_HOME"
 

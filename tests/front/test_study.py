@@ -111,7 +111,9 @@ def test_the_example_is_complete_and_states_the_agreed_values() -> None:
         section = field.annotation
         assert (field.alias or name) in written
         if isinstance(section, type) and issubclass(section, BaseModel):
-            assert set(written[name]) == set(section.model_fields) - by_person.get(name, set())
+            # but for keys of another mode, which cannot be written down in this one
+            other = {"noise_contributors", "colluders"} | by_person.get(name, set())
+            assert set(written[name]) == set(section.model_fields) - other
 
 
 def test_defaults_fill_a_minimal_study() -> None:
@@ -149,6 +151,8 @@ def test_id_is_the_hash_of_label_and_canonical_json() -> None:
     assert agreement["aggregation"].pop("rounds_per_epoch") == 0  # left out: older than these keys
     assert agreement["data"].pop("person") is None
     assert agreement["privacy"].pop("records_per_person") is None
+    assert agreement["privacy"].pop("noise_contributors") is None
+    assert agreement["privacy"].pop("colluders") is None
     canonical = rfc8785.dumps(agreement)
     assert b'"schema":"hansa/study/v1"' in canonical
     assert b'"delta":0.00001' in canonical
@@ -418,6 +422,7 @@ def test_an_instance_never_changes() -> None:
 def test_protections_tell_what_is_on() -> None:
     assert load_study(EXAMPLE).protections() == {
         "differential_privacy": True,
+        "own_noise_suffices": True,
         "secure_aggregation_masks": True,
         "homomorphic_encryption": True,
         "compression": True,

@@ -24,6 +24,7 @@ studies = ["{a}"]
 delta_limit = 1e-6
 smallest_cohort = 5
 most_rounds = 70
+noise_contributors_least = 11
 required_layers = ["signatures", "in_slot_tag"]
 [epsilon]
 for_ever = 8
@@ -43,6 +44,7 @@ def test_every_key_reaches_its_rule() -> None:
         delta_limit=1e-6,
         smallest_cohort=5,
         most_rounds=70,
+        noise_contributors_least=11,
         required_layers=frozenset({"signatures", "in_slot_tag"}),
         epsilon_limit=8.0,
         epsilon_per_study=3.5,
@@ -65,6 +67,14 @@ def test_the_layers_are_those_that_a_study_tells_of(study_with: Callable[..., St
 @pytest.mark.parametrize(
     ("old", "new", "kind", "message", "hint"),
     [
+        (
+            "contributors_least = 11",
+            "contributors_least = 1",
+            InvalidValue,
+            "contributors_least = 1",
+            "policy",
+        ),
+        ("contributors_least = 11", "contributors_least = 259", InvalidValue, "_least = 259", "policy"),
         ("most_rounds", "most_round", UnknownKey, "'most_round'", "did you mean 'most_rounds'"),
         ("per_month", "per_moth", UnknownKey, "'epsilon.per_moth'", "did you mean 'per_month'"),
         ("submitters", "zzz", UnknownKey, "'allow.zzz'", "keys allowed here: models, submitters"),

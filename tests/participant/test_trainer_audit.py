@@ -17,8 +17,9 @@ from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
 from hansa.participant import trainer as module
 from hansa.participant.trainer import Rows, Trainer, summed_gradient
+from hansa.participant.trainer_canaries import trainer_step
 from hansa.privacy.accounting import Mechanism
-from hansa.privacy.canary import Planted, Step, audit_canaries
+from hansa.privacy.canary import audit_canaries
 from hansa.privacy.noise import SecretRandom
 from hansa.study import Study
 
@@ -27,33 +28,10 @@ SEED = bytes(range(32))
 FAR_TOO_UNLIKELY = 1e-9
 
 
-def through_the_trainer(study_with: Makes) -> Step:
-    """The audit's step: one local step of a trainer that holds the canaries as its records."""
-
-    def step(
-        planted: Planted, mechanism: Mechanism, clip_norm: float, random: SecretRandom
-    ) -> NDArray[np.float64]:
-        study = study_with(privacy={"clip_norm": clip_norm, "sample_rate": mechanism.sample_rate})
-        rows = Rows(features=planted.features, labels=planted.labels)
-        model: Any = planted.model
-        trainer = Trainer(
-            study,
-            model,
-            planted.layout,
-            rows,
-            noise_multiplier=mechanism.noise_multiplier,
-            random=random,
-        )
-        update = trainer.update(np.zeros(planted.layout.size), np.arange(planted.layout.size))
-        return update * mechanism.sample_rate * study.privacy.nominal_records
-
-    return step
-
-
 @pytest.mark.parametrize("mechanism", [Mechanism(1.0, 1.0, 1), Mechanism(2.0, 0.5, 4)], ids=str)
 def test_the_trainer_passes_the_canary_audit(study_with: Makes, mechanism: Mechanism) -> None:
     found = audit_canaries(
-        mechanism, delta=1e-5, canaries=5000, step=through_the_trainer(study_with), random=SecretRandom(SEED)
+        mechanism, delta=1e-5, canaries=5000, step=trainer_step(study_with()), random=SecretRandom(SEED)
     )
     assert 0.3 * found.claimed < found.shown.epsilon < found.claimed
 
@@ -75,7 +53,7 @@ def test_a_mutated_trainer_is_caught(
             Mechanism(1.0, 1.0, 1),
             delta=1e-5,
             canaries=5000,
-            step=through_the_trainer(study_with),
+            step=trainer_step(study_with()),
             random=SecretRandom(SEED),
         )
 
@@ -90,9 +68,51 @@ def test_a_trainer_that_samples_at_another_rate_is_caught(
             Mechanism(2.0, 0.1, 20),
             delta=1e-5,
             canaries=5000,
-            step=through_the_trainer(study_with),
+            step=trainer_step(study_with()),
             random=SecretRandom(SEED),
         )
+
+
+def test_a_trainer_that_clips_tokens_is_caught(study_with: Makes, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = module.clipped_sum
+
+    def by_tokens(model: Any, layout: Any, features: Any, labels: Any, **rest: Any) -> Any:
+        samples, tokens, width = features.shape
+        each = features.reshape(samples * tokens, 1, width)
+        return real(model, layout, each, labels.repeat_interleave(tokens), **rest)
+
+    monkeypatch.setattr(module, "clipped_sum", by_tokens)
+    with pytest.raises(AuditFailed):
+        audit_canaries(
+            Mechanism(1.0, 1.0, 1),
+            delta=1e-5,
+            canaries=5000,
+            step=trainer_step(study_with()),
+            random=SecretRandom(SEED),
+        )
+
+
+def test_a_trainer_that_clips_records_where_the_unit_is_a_person_is_caught(
+    study_with: Makes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = study_with(
+        data={"person": "who"}, privacy={"unit": "person", "records_per_person": 3, "sample_rate": 1.0}
+    )
+
+    def audited() -> None:
+        audit_canaries(
+            Mechanism(1.0, 1.0, 1),
+            delta=1e-5,
+            canaries=5000,
+            step=trainer_step(study),
+            random=SecretRandom(SEED),
+        )
+
+    audited()
+    real = module.clipped_sum
+    monkeypatch.setattr(module, "clipped_sum", lambda *a, **k: real(*a, **k | {"unit_B": None}))
+    with pytest.raises(AuditFailed):
+        audited()
 
 
 # -- noise on every tensor -------------------------------------------------------------------------------

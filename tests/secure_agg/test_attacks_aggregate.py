@@ -93,14 +93,14 @@ def test_a_modified_client_is_found_beyond_its_headroom_and_not_within_it(house,
             levels = np.zeros(30, np.int64)
             with monkeypatch.context() as patched:
                 if name == "bank-003":
-                    real = uploading.pack
+                    real = uploading.pack_update
 
-                    def cheating(levels, layout, real=real, value=value):
-                        slots = real(levels, layout)
+                    def cheating(levels, terms, real=real, value=value):
+                        slots = real(levels, terms)
                         slots[0] += np.uint64(value)
                         return slots
 
-                    patched.setattr(uploading, "pack", cheating)
+                    patched.setattr(uploading, "pack_update", cheating)
                 round_.aggregator.accept(*members.machines[name].protect(levels))
         if attempt == 0:
             view = round_.aggregator.close()

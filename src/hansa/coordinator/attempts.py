@@ -81,7 +81,7 @@ class Attempts:
         epochs, standing = self._epochs, self._members.at(at[0] - 1)
         lost = epochs.refill(standing)
         cohort = [name for name in epochs.board.available() if name in standing]
-        self.enough(cohort, at, lost)
+        self.enough(cohort, at, lost, self._terms.least_roster)
         packages, shares = epochs.board.take(cohort)
         self._state.begin_attempt(
             at, {name: epochs.board.handed_out(name) for name in self._roster.participants}
@@ -95,7 +95,7 @@ class Attempts:
         _, lost = self._members.ask_each("train", requests, ("header",), at)
         lost |= aggregator.refused
         alive = [name for name in aggregator.contributors if name not in lost]
-        self.enough(alive, at, lost)
+        self.enough(alive, at, lost, self._terms.least_roster)
         self._close(at)
         closed = Closed(round=at[0], attempt=at[1], cohort=tuple(cohort), packages=packages, leaves=leaves)
         self._state.close_attempt(closed)
@@ -217,18 +217,20 @@ class Attempts:
             raise MalformedMessage(f"{name} passed on the {kind.TYPE} of {sender}")
         return signed
 
-    def enough(self, members: Collection[str], at: At, lost: Mapping[str, Error]) -> None:
-        """Raise TooFew if fewer members than the threshold are left."""
-        if len(members) < self._terms.threshold:
+    def enough(
+        self, members: Collection[str], at: At, lost: Mapping[str, Error], least: int | None = None
+    ) -> None:
+        """Raise TooFew if fewer members are left than the threshold, or than `least` where it is given."""
+        least = self._terms.threshold if least is None else least
+        if len(members) < least:
             why = "; ".join(error.message for error in lost.values())
             refused = sum(isinstance(error, ParticipantRefused) for error in lost.values())
             raise TooFew(
                 ParticipantLost(
-                    f"round {at[0]} has {len(members)} members left, below the threshold {self._terms.threshold}"
+                    f"round {at[0]} has {len(members)} members left, below the threshold {least}"
                     + (f": {why}" if why else "")
                 ),
-                may_try_again=not self.has_result(at[0])
-                and len(self._state.at) - refused >= self._terms.threshold,
+                may_try_again=not self.has_result(at[0]) and len(self._state.at) - refused >= least,
             )
 
     def has_result(self, round_index: int) -> bool:

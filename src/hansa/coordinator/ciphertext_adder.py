@@ -64,7 +64,7 @@ class CiphertextAdder:
         spool_bytes: int = SPOOL_BYTES,
         upload_seconds: float = 60.0,
         memory_bytes: int = 2 << 30,
-        sums_bytes: int = 64 << 20,
+        sums_bytes: int = 32 << 20,
         command: Sequence[str] = (sys.executable, "-m", "hansa.coordinator.adding_worker"),
     ) -> None:
         self._upload_seconds, self._memory_bytes = upload_seconds, memory_bytes

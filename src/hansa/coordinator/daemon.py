@@ -99,22 +99,21 @@ class CoordinatorDaemon:
 
     def _open(self, stack: ExitStack, office: Office) -> Tending:
         """Open everything; it is closed in the other order when the stack is."""
-        home, settings = self._home, self._home.settings
+        home, listen = self._home, self._home.settings.listen
         tls = TlsSource(home.tls_files)
         revoked = RevocationFile(home.consortium.authority, home.revocation_list_file)
         office.revocations.put_into_file()
         metrics = CoordinatorMetrics(version("hansa"))
-        host, port = host_and_port(settings.listen.metrics)
+        host, port = host_and_port(listen.metrics)
         stack.enter_context(StatusPage(metrics.registry, ready=self._why_not_ready, host=host, port=port))
         desk = StudyDesk(office.journal, consortium=home.consortium, revoked=revoked)
-        keys = flower_keys(office.registry.members)
+        keys, doorbell = flower_keys(office.registry.members), Doorbell()
         superlink = SuperLink(home.folder / "superlink")
         superlink.set_members(keys)
         stack.enter_context(superlink)
-        doorbell = Doorbell()
         grid = SuperLinkGrid(superlink, doorbell=doorbell)
         stack.callback(grid.close)
-        host, port = host_and_port(settings.listen.fleet)
+        host, port = host_and_port(listen.fleet)
         self._front = front = serve_front(
             superlink=superlink.address,
             certificate=home.tls_files.certificate,
@@ -128,6 +127,30 @@ class CoordinatorDaemon:
         )
         stack.callback(front.stop)
         plane = self._open_doors(stack, office, desk, tls, revoked)
+        self._run_studies(stack, office, desk, grid, plane, revoked, metrics)
+        return Tending(
+            home=home,
+            office=office,
+            authority=self._authority,
+            revoked=revoked,
+            superlink=superlink,
+            front=front,
+            metrics=metrics,
+            members=keys,
+        )
+
+    def _run_studies(
+        self,
+        stack: ExitStack,
+        office: Office,
+        desk: StudyDesk,
+        grid: SuperLinkGrid,
+        plane: DataPlane,
+        revoked: RevocationFile,
+        metrics: CoordinatorMetrics,
+    ) -> None:
+        """Start the runner of studies, with the worker that adds ciphertexts."""
+        home, settings = self._home, self._home.settings
         spool, results = home.folder / settings.spool.folder, home.folder / "results"
         make_folder(spool)
         make_folder(results)
@@ -149,16 +172,6 @@ class CoordinatorDaemon:
         self._runner = runner = StudyRunner(desk, parts)
         runner.start()
         stack.callback(runner.stop, _STOP_SECONDS)
-        return Tending(
-            home=home,
-            office=office,
-            authority=self._authority,
-            revoked=revoked,
-            superlink=superlink,
-            front=front,
-            metrics=metrics,
-            members=keys,
-        )
 
     def _open_doors(
         self, stack: ExitStack, office: Office, desk: StudyDesk, tls: TlsSource, revoked: RevocationFile

@@ -21,6 +21,7 @@ class Doorbell:
         self._lock = threading.Lock()
         self._announced: dict[int, int] = {}
         self._fetched: dict[int, int] = {}
+        self._releases: dict[int, int] = {}
         self._listeners: dict[int, set[Callable[[], None]]] = {}
         self._replies = threading.Condition()
         self._reply_count = 0
@@ -34,6 +35,17 @@ class Doorbell:
             listeners = list(self._listeners.get(node, ()))
         for wake in listeners:
             wake()
+
+    def release(self, node: int) -> None:
+        """Say that whoever waits for this node need not wait any longer: it leaves, or has come anew."""
+        with self._lock:
+            self._releases[node] = self._releases.get(node, 0) + 1
+        self.ring(node)
+
+    def releases(self, node: int) -> int:
+        """Count the calls of `release`."""
+        with self._lock:
+            return self._releases.get(node, 0)
 
     def announced(self, node: int) -> int:
         """Count the messages that were announced so far; asked for before the SuperLink is."""

@@ -14,7 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,17 +37,25 @@ from hansa.coordinator.front_rules import (
     ACTIVATE,
     DEACTIVATE,
     PASSED,
-    PASSED_HEADERS,
-    PASSED_PREFIX,
     PULL,
     PUSH,
+    Admission,
     Caller,
     longest_wait,
+    passed_headers,
     read_caller,
     verify_caller,
     verify_request,
 )
-from hansa.errors import CertificateRejected, Error, PathRefused, PortInUse, TransportError
+from hansa.coordinator.front_tls import TlsStream, server_tls
+from hansa.errors import (
+    CertificateRejected,
+    Error,
+    PathRefused,
+    PortInUse,
+    TooManyConnections,
+    TransportError,
+)
 from hansa.federation.fleet_messages import WAIT_HEADER, canonical_node_key
 from hansa.secure_agg.certificates import RevocationList, utc_now
 
@@ -54,37 +64,13 @@ _START_SECONDS = 10.0
 logger = logging.getLogger(__name__)
 
 
-def server_tls(*, certificate: Path, key: Path, authority: bytes) -> ssl.SSLContext:
-    """Make TLS settings for a server that wants clients of one authority: TLS 1.3, no session is resumed.
-
-    Args:
-        certificate: PEM file with the server's certificate.
-        key: PEM file with its key.
-        authority: DER of the pinned authority.
-
-    Raises:
-        CertificateRejected: A file cannot be read, or certificate and key do not belong together.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.num_tickets = 0  # a resumed session would skip the check of the certificate
-    try:
-        context.load_cert_chain(certificate, key)
-        context.load_verify_locations(cadata=authority)
-    except (OSError, ssl.SSLError, ValueError) as error:
-        raise CertificateRejected(f"the front's certificate or key cannot be used: {certificate}") from error
-    return context
-
-
 class Front:
     """A TLS server in a thread of its own.
 
     Args:
         superlink: Host and port of the SuperLink.
         tls: See `server_tls`.
-        members: Flower node key, PEM, of each participant that may connect.
-        revoked: The authority's revocation list, where the consortium uses one.
+        admission: Who may connect.
         host: Where to listen.
         port: Where to listen; 0 for any free port.
         doorbell: Where the coordinator's grid announces messages. Without it no node is kept waiting.
@@ -107,24 +93,22 @@ class Front:
         *,
         superlink: str,
         tls: ssl.SSLContext,
-        members: Mapping[str, bytes],
-        revoked: RevocationList | None = None,
+        admission: Admission,
         host: str = "127.0.0.1",
         port: int = 0,
         doorbell: Doorbell | None = None,
         limits: Limits | None = None,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
-        self._superlink, self._tls, self._revoked = superlink, tls, revoked
-        self._members = {name: canonical_node_key(key) for name, key in members.items()}
+        self._superlink, self._tls = superlink, tls
+        self._admission = _with_members(admission, admission.members)
         self._host, self._port, self._doorbell = host, port, doorbell
         self._limits, self._now = limits or Limits(), now
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="front", daemon=True)
         self._started: Future[int] = Future()
-        # All below belongs to the loop's thread.
-        self._stop = asyncio.Event()
-        self._connections: dict[HttpConnection, Caller] = {}
+        self._stop = asyncio.Event()  # this and all below belong to the loop's thread
+        self._connections: dict[TlsStream, tuple[Caller, asyncio.Task[None] | None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._handshakes: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
@@ -159,19 +143,19 @@ class Front:
             CertificateRejected: It is not a later list of the authority; the earlier one stands.
             TransportError: This front was made without a list.
         """
-        if self._revoked is None:
+        revoked = self._admission.revoked
+        if revoked is None:
             raise TransportError("the front was started without a revocation list")
-        revoked = self._revoked
         self._in_loop(lambda: revoked.update(encoded, self._now()))
 
     def update_members(self, members: Mapping[str, bytes]) -> None:
         """Let exactly these participants in, with these Flower node keys, from now on."""
-        wanted = {name: canonical_node_key(key) for name, key in members.items()}
+        wanted = _with_members(self._admission, members)
 
-        def replace() -> None:
-            self._members = wanted
+        def change() -> None:
+            self._admission = wanted
 
-        self._in_loop(replace)
+        self._in_loop(change)
 
     def update_certificate(self, certificate: Path, key: Path) -> None:
         """Show another certificate to whoever connects from now on."""
@@ -233,55 +217,52 @@ class Front:
                 len(self._tasks) >= self._limits.connections
                 or self._handshakes[address] >= self._limits.handshakes_per_address
             ):
-                self.counts["too_many_connections"] += 1
+                self.counts[TooManyConnections.code] += 1
                 connection.close()
                 continue
             self._handshakes[address] += 1
             task = self._loop.create_task(self._client(connection, address))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(partial(self._over, connection))
+
+    def _over(self, connection: socket.socket, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        connection.close()  # also of a task that was cancelled before it began
 
     async def _client(self, connection: socket.socket, address: str) -> None:
+        stream = TlsStream(connection, self._tls)
         try:
-            http, certificate = await self._shake_hands(connection)
-        except (TimeoutError, OSError, ssl.SSLError) as error:
+            certificate = await self._shake_hands(stream, address)
+            await self._talk(stream, certificate, address)
+        except GoneAway:
+            pass
+        except OSError as error:
             self._note("tls_refused", address, str(getattr(error, "reason", None) or type(error).__name__))
-            connection.close()
-            return
+        except asyncio.CancelledError:
+            stream.abort()
+            raise
+        finally:
+            self._connections.pop(stream, None)
+            await stream.close()
+
+    async def _shake_hands(self, stream: TlsStream, address: str) -> bytes | None:
+        try:
+            async with asyncio.timeout(self._limits.handshake_seconds):
+                return await stream.shake_hands()
         finally:
             self._handshakes[address] -= 1
             if not self._handshakes[address]:
                 del self._handshakes[address]
-        try:
-            await self._talk(http, certificate, address)
-        except GoneAway:
-            pass
-        finally:
-            self._connections.pop(http, None)
-            await http.close()
 
-    async def _shake_hands(self, connection: socket.socket) -> tuple[HttpConnection, bytes | None]:
-        reader = asyncio.StreamReader()
-        protocol = asyncio.StreamReaderProtocol(reader)
-        transport, _ = await self._loop.connect_accepted_socket(
-            lambda: protocol,
-            connection,
-            ssl=self._tls,
-            ssl_handshake_timeout=self._limits.handshake_seconds,
-            ssl_shutdown_timeout=1.0,
-        )
-        writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
-        certificate = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        return HttpConnection(reader, writer, self._limits), certificate
-
-    async def _talk(self, http: HttpConnection, certificate: bytes | None, address: str) -> None:
+    async def _talk(self, stream: TlsStream, certificate: bytes | None, address: str) -> None:
+        http = HttpConnection(stream, self._limits)
         who, caller, refused = address, None, None
         try:
             caller = read_caller(certificate)
             who = f"{caller.participant!r} at {address}"
-            verify_caller(caller, self._members, self._revoked, self._now())
+            verify_caller(caller, self._admission, self._now())
             self._verify_room(caller)
-            self._connections[http] = caller
+            self._connections[stream] = (caller, asyncio.current_task())
         except Error as error:
             refused = error
         while True:
@@ -289,7 +270,7 @@ class Front:
                 request = await http.next_request()
                 if refused is not None or caller is None:
                     raise refused or CertificateRejected("a client shows no certificate")
-                answer = await self._handle(http, caller, request)
+                answer = await self._handle(stream, caller, request)
             except Error as error:
                 self._note(error.code, who, error.message)
                 # A refused certificate ends the connection; so does a body that was not read, by itself.
@@ -302,35 +283,37 @@ class Front:
                 return
 
     def _verify_room(self, caller: Caller) -> None:
-        own = sum(known.participant == caller.participant for known in self._connections.values())
+        own = sum(known.participant == caller.participant for known, _ in self._connections.values())
         if own >= self._limits.connections_per_client:
-            raise TransportError(f"{caller.participant!r} has {own} connections open, the bound is {own}")
+            raise TooManyConnections(
+                f"{caller.participant!r} has {own} connections open, and may have no more"
+            )
 
     # -- requests ----------------------------------------------------------------------------------------
 
-    async def _handle(self, http: HttpConnection, caller: Caller, request: Request) -> Answer:
-        verify_caller(caller, self._members, self._revoked, self._now())
+    async def _handle(self, stream: TlsStream, caller: Caller, request: Request) -> Answer:
+        verify_caller(caller, self._admission, self._now())
         if request.method != "POST" or request.path not in PASSED:
             raise PathRefused(f"{request.method[:16]} {request.path[:100]!r} is not passed on")
-        node_key = self._members[caller.participant]
+        node_key = self._admission.members[caller.participant]
         number = verify_request(request.path, request.headers, request.body, node_key)
         if request.path == PULL:
-            return await self._pull(http, request, number)
+            return await self._pull(stream, request, number)
         answer = await self._forward(request)
         if self._doorbell is not None:
             if request.path == PUSH:
                 self._doorbell.reply_came()
             elif request.path in {ACTIVATE, DEACTIVATE}:
-                self._doorbell.ring(number)  # what the SuperLink has for this node may have changed
+                self._doorbell.release(number)  # what waits in its name does so in vain
         return answer
 
-    async def _pull(self, http: HttpConnection, request: Request, node: int) -> Answer:
+    async def _pull(self, stream: TlsStream, request: Request, node: int) -> Answer:
         """Ask the SuperLink for a message once one is announced, or when the node's wait is over."""
         bell = self._doorbell
         if bell is None:
             return await self._forward(request)
         over_at = self._loop.time() + longest_wait(request.headers, WAIT_HEADER)
-        rung = asyncio.Event()
+        rung, released = asyncio.Event(), bell.releases(node)
 
         def wake() -> None:
             with suppress(RuntimeError):  # the front stops
@@ -340,9 +323,9 @@ class Front:
         try:
             while True:
                 rung.clear()
-                is_over = self._loop.time() >= over_at
+                is_over = self._loop.time() >= over_at or bell.releases(node) != released
                 if is_over or bell.expects(node):
-                    if http.is_gone:
+                    if stream.is_gone():
                         raise GoneAway
                     announced = bell.announced(node)
                     answer = await self._forward(request)
@@ -356,11 +339,7 @@ class Front:
             bell.stop_listening(node, wake)
 
     async def _forward(self, request: Request) -> Answer:
-        headers = {
-            name: value
-            for name, value in request.headers.items()
-            if name in PASSED_HEADERS or name.startswith(PASSED_PREFIX)
-        }
+        headers = passed_headers(request.headers)
         try:
             response = await self._upstream.post(request.path, content=request.body, headers=headers)
         except httpx.TransportError as error:
@@ -378,14 +357,20 @@ class Front:
 
         async def apply() -> None:
             change()
-            for http, caller in list(self._connections.items()):
+            for stream, (caller, task) in list(self._connections.items()):
                 try:
-                    verify_caller(caller, self._members, self._revoked, self._now())
+                    verify_caller(caller, self._admission, self._now())
                 except Error as error:
                     self._note(error.code, repr(caller.participant), error.message)
-                    http.abort()
+                    stream.abort()
+                    if task is not None:
+                        task.cancel()
 
         asyncio.run_coroutine_threadsafe(apply(), self._loop).result(_START_SECONDS)
+
+
+def _with_members(admission: Admission, members: Mapping[str, bytes]) -> Admission:
+    return replace(admission, members={name: canonical_node_key(key) for name, key in members.items()})
 
 
 def serve_front(
@@ -405,8 +390,7 @@ def serve_front(
     front = Front(
         superlink=superlink,
         tls=server_tls(certificate=certificate, key=key, authority=authority),
-        members=members,
-        revoked=revoked,
+        admission=Admission(members=members, authority=authority, revoked=revoked),
         host=host,
         port=port,
         doorbell=doorbell,

@@ -4,21 +4,21 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import formatdate
 
 import h11
 
+from hansa.coordinator.front_tls import TlsStream
 from hansa.errors import CoordinatorUnreachable, Error, MalformedMessage, MessageTooLarge
 
 _MOST_HEADER_BYTES = 16384
-_READ_BYTES = 65536
 _STATUS: dict[str, int] = {
     "certificate_rejected": 403,
     "foreign_node": 403,
     "malformed_message": 400,
     "message_too_large": 413,
+    "too_many_connections": 429,
     "coordinator_unreachable": 503,
     "path_refused": 404,
 }
@@ -86,8 +86,8 @@ class HttpConnection:
         - A body above the bound is refused by its announced length; one without a length is not read.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limits: Limits) -> None:
-        self._reader, self._writer, self._limits = reader, writer, limits
+    def __init__(self, stream: TlsStream, limits: Limits) -> None:
+        self._stream, self._limits = stream, limits
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MOST_HEADER_BYTES)
 
     async def next_request(self) -> Request:
@@ -134,31 +134,13 @@ class HttpConnection:
         end = self._http.send(h11.EndOfMessage())
         try:
             async with asyncio.timeout(self._limits.write_seconds):
-                self._writer.write(b"".join(piece or b"" for piece in (head, data, end)))
-                await self._writer.drain()
+                await self._stream.write(b"".join(piece or b"" for piece in (head, data, end)))
         except (TimeoutError, OSError) as error:
             raise GoneAway from error
         if last or self._http.our_state is not h11.DONE:
             return False
         self._http.start_next_cycle()
         return True
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether the client has ended the connection while it waits for an answer."""
-        return self._reader.at_eof() or self._writer.transport.is_closing()
-
-    async def close(self) -> None:
-        """Close in order, if the client lets it."""
-        with suppress(OSError, TimeoutError):
-            self._writer.close()
-            async with asyncio.timeout(1.0):
-                await self._writer.wait_closed()
-        self.abort()
-
-    def abort(self) -> None:
-        """Cut the connection at once."""
-        self._writer.transport.abort()
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -174,7 +156,7 @@ class HttpConnection:
         return event
 
     async def _feed(self) -> None:
-        self._http.receive_data(await self._reader.read(_READ_BYTES))
+        self._http.receive_data(await self._stream.read())
 
     def _body_length(self, headers: Mapping[str, str]) -> int:
         announced = headers.get("content-length", "" if "transfer-encoding" in headers else "0")

@@ -41,8 +41,8 @@ PASSED: dict[str, type] = {
     "/v1/fleet/pull-object": PullObjectRequest,
     "/v1/fleet/confirm-message-received": ConfirmMessageReceivedRequest,
 }
-PASSED_HEADERS = frozenset({"content-type", "accept"})
-PASSED_PREFIX = "flwr-"
+_PASSED_HEADERS = frozenset({"content-type", "accept"})
+_PASSED_PREFIX = "flwr-"
 _MOST_KEY_CHARACTERS = 1024
 
 
@@ -61,6 +61,21 @@ class Caller:
     serial: int
     begin: datetime
     end: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Admission:
+    """Who is let in.
+
+    Attributes:
+        members: Flower node key, PEM, of each participant.
+        authority: DER of the pinned authority.
+        revoked: The authority's revocation list, where the consortium uses one.
+    """
+
+    members: Mapping[str, bytes]
+    authority: bytes
+    revoked: RevocationList | None = None
 
 
 def read_caller(certificate: bytes | None) -> Caller:
@@ -86,24 +101,27 @@ def read_caller(certificate: bytes | None) -> Caller:
     return Caller(participant=names[0], serial=serial, begin=begin, end=end)
 
 
-def verify_caller(
-    caller: Caller, members: Mapping[str, bytes], revoked: RevocationList | None, now: datetime
-) -> None:
+def verify_caller(caller: Caller, admission: Admission, now: datetime) -> None:
     """Check that a caller is a member, now.
 
     Raises:
-        CertificateRejected: It is no member, or its certificate has ended, has not begun or is revoked.
+        CertificateRejected: It is no member, its certificate or the authority's has ended or not begun, or it is revoked.
     """
     who = caller.participant
-    if who not in members:
+    if who not in admission.members:
         raise CertificateRejected(f"{who!r} is not a member")
-    if not caller.begin - CLOCK_SKEW <= now <= caller.end + CLOCK_SKEW:
+    _verify_validity(f"the certificate of {who!r}", caller.begin, caller.end, now)
+    authority = x509.load_der_x509_certificate(admission.authority)
+    _verify_validity("the authority", authority.not_valid_before_utc, authority.not_valid_after_utc, now)
+    if admission.revoked is not None:
+        admission.revoked.verify_not_revoked(caller.serial, now)
+
+
+def _verify_validity(what: str, begin: datetime, end: datetime, now: datetime) -> None:
+    if not begin - CLOCK_SKEW <= now <= end + CLOCK_SKEW:
         raise CertificateRejected(
-            f"the certificate of {who!r} is valid from {caller.begin.isoformat()} until"
-            f" {caller.end.isoformat()}, it is {now.isoformat()}"
+            f"{what} is valid from {begin.isoformat()} until {end.isoformat()}, it is {now.isoformat()}"
         )
-    if revoked is not None:
-        revoked.verify_not_revoked(caller.serial, now)
 
 
 def verify_request(path: str, headers: Mapping[str, str], body: bytes, node_key: bytes) -> int:
@@ -152,6 +170,15 @@ def _verify_replies(request: PushMessagesRequest) -> None:
     metadata = request.messages_list[0].metadata
     if metadata.src_node_id != request.node.node_id:
         raise ForeignNode("a reply is in the name of another node than its sender")
+
+
+def passed_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Give the headers that the SuperLink gets: those of the body's form and Flower's own, none that a proxy would believe."""
+    return {
+        name: value
+        for name, value in headers.items()
+        if name in _PASSED_HEADERS or name.startswith(_PASSED_PREFIX)
+    }
 
 
 def longest_wait(headers: Mapping[str, str], name: str) -> float:

@@ -23,7 +23,7 @@ from hansa.federation.logs import log
 from hansa.secure_agg.certificates import utc_now
 
 _LOOK_SECONDS = 0.5
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 2.0, 60.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
 IDLE = "no study runs"
 # Whatever a member or the network does wrong is waited for; of these, waiting mends nothing.
 _FATAL = (ModelDivergence, TranscriptDivergence, StoreDamaged, InternalFailure, ConfigurationError)

@@ -171,15 +171,19 @@ class SuperLink:
                 f"the SuperLink's folder cannot be used: {error.strerror} {self._folder}"
             ) from error
         self._reserve_port()
-        with _open_log(self._folder / "superlink.log") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - our own command line
-                [*command, "--port", str(self._port)],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                env=self._environment(),
-                start_new_session=True,  # Ctrl-C is for the coordinator, which ends it when it has done
-            )
+        try:
+            with _open_log(self._folder / "superlink.log") as log:
+                self._process = subprocess.Popen(  # noqa: S603 - our own command line
+                    [*command, "--port", str(self._port)],
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    env=self._environment(),
+                    start_new_session=True,  # Ctrl-C is for the coordinator, which ends it when it has done
+                )
+        except OSError as error:
+            self._failures += 1
+            raise SuperLinkFailed(f"the SuperLink cannot be started: {error.strerror}") from error
         self._api = FlowerApi(f"http://{self.address}", most_bytes=MOST_MESSAGE_BYTES * _MESSAGES)
         self._started_at = time.monotonic()
         try:

@@ -28,10 +28,10 @@ from hansa.demo.baselines import local_logistic_auc
 from hansa.demo.display import Display
 from hansa.demo.result import DemoResult, Epsilon, Scores, Seconds, Traffic
 from hansa.errors import CohortTooSmall
+from hansa.federation.agreements import terms_of
 from hansa.local import Inspection, LocalConsortium
 from hansa.local_seats import Member
 from hansa.models.pretraining import Base, PretrainingConfig, make_base
-from hansa.participant.node_core import terms_of
 from hansa.participant.policy import Policy
 from hansa.privacy.accounting import calibrate, epsilon_of
 from hansa.secure_agg.codec import kept_entries

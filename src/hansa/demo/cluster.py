@@ -8,8 +8,8 @@
 6 watch     until it is over
 7 check     all agents hold the same model; ledgers verify
 
-What people do by telephone, comparing fingerprints, this module does by reading both sides' screens. That is the one thing here that
-a real consortium must not do.
+What people do by telephone, comparing fingerprints, this module does by reading both sides' screens. That is the one thing here
+that a real consortium must not do.
 """
 
 import json

@@ -78,6 +78,12 @@ LAYERS = (
         off="No noise is added. The model can give away single records.",
     ),
     Layer(
+        key="own_noise_suffices",
+        name="Own noise suffices",
+        on="Each bank's own noise protects its records, whatever all others do.",
+        off="The banks' shares of noise add up; the guarantee rests on several of them being honest.",
+    ),
+    Layer(
         key="secure_aggregation_masks",
         name="Secure aggregation",
         on="Masks hide every bank's update; they come off only the sum over all banks that took part.",

@@ -10,7 +10,12 @@ from hansa.study import Study
 def terms_of(study: Study) -> Terms:
     """Take the terms of an epoch from the study."""
     aggregation = study.aggregation
-    return Terms(participants=aggregation.participants, mode=aggregation.mode, bits=study.compression.bits)
+    return Terms(
+        participants=aggregation.participants,
+        mode=aggregation.mode,
+        bits=study.compression.bits,
+        noise_contributors=study.privacy.noise_contributors or 0,
+    )
 
 
 def roster_of(

@@ -107,6 +107,7 @@ AGGREGATOR_ERRORS: tuple[type[Error], ...] = (
     WrongSession,
 )
 _TRANSIENT_ERRORS = (StoreNotWritable, TooManyCalls, WorkerFailed)
+_UNVERIFIED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
 # Without a code of ours these mean that a connection broke, a server starts or ends, or nobody is there.
 _TRANSIENT_STATUSES = (
     grpc.StatusCode.UNAVAILABLE,
@@ -179,10 +180,15 @@ def is_transient(failed: Any) -> bool:
     return failed.code() in _TRANSIENT_STATUSES and not _is_foreign(failed, code)
 
 
+def is_deadline(failed: Any) -> bool:
+    """Whether the caller's own time for a call was over, so that the peer has said nothing."""
+    return not _code(failed) and failed.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 def _is_foreign(failed: Any, code: str) -> bool:
     """Whether the handshake failed at the server's certificate; gRPC says so in words only."""
     text = failed.details() or ""
-    unverified = failed.code() is grpc.StatusCode.UNAVAILABLE and "CERTIFICATE_VERIFY_FAILED" in text
+    unverified = failed.code() is grpc.StatusCode.UNAVAILABLE and any(word in text for word in _UNVERIFIED)
     return not code and (unverified or failed.code() is grpc.StatusCode.UNAUTHENTICATED)
 
 

@@ -15,6 +15,7 @@ UPLOAD_CHUNK = 32  # ciphertexts
 DOWNLOAD_CHUNK = 16
 MESSAGE_BYTES = (1 << 20) + 4096
 METADATA_BYTES = 8192
+WINDOW_BYTES = 2 << 20
 HANDSHAKE_MILLISECONDS = 10_000
 KEEPALIVE_MILLISECONDS = 20_000
 _ANSWER_MILLISECONDS = 10_000
@@ -29,6 +30,9 @@ _COMMON: Options = [
     ("grpc.keepalive_time_ms", KEEPALIVE_MILLISECONDS),
     ("grpc.keepalive_timeout_ms", _ANSWER_MILLISECONDS),
     ("grpc.http2.max_pings_without_data", 0),  # a server that adds an upload sends nothing for seconds
+    # A window that does not grow: what is on its way in a stream is what a cut costs, and memory for each of many.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
 ]
 
 

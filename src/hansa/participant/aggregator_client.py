@@ -10,6 +10,8 @@ from typing import Any
 from hansa.errors import CiphertextSizeMismatch, MalformedMessage, MessageTooLarge
 from hansa.federation.aggregator_pb2 import (
     Attempt,
+    DownloadBegin,
+    DownloadPart,
     DownloadRequest,
     PackageLeavesRequest,
     UploadBegin,
@@ -91,8 +93,7 @@ class GrpcAggregatorClient:
             request = DownloadRequest(attempt=at, first_index=len(aggregate))
             parts = AggregatorStub(channel).Download(request, timeout=seconds)
             try:
-                begin = next(parts).begin
-                self._verify_begin(begin.signed_headers, begin.ciphertext_count, len(aggregate))
+                begin = self._begin_of(next(parts, DownloadPart()), len(aggregate))
                 headers[:] = begin.signed_headers
                 for part in parts:
                     _take(part.chunk, aggregate, begin.ciphertext_count)
@@ -121,13 +122,20 @@ class GrpcAggregatorClient:
 
         return self._channel.call(ask)
 
-    def _verify_begin(self, headers: Sequence[bytes], count: int, have: int) -> None:
-        if len(headers) > MAXIMUM_PARTICIPANTS:
-            raise MessageTooLarge(f"{len(headers)} headers came, the bound is {MAXIMUM_PARTICIPANTS}")
-        if not have <= count <= self._most:
+    def _begin_of(self, part: DownloadPart, have: int) -> DownloadBegin:
+        """Return the begin of an answer, untrusted."""
+        begin = part.begin
+        if part.WhichOneof("part") != "begin":
+            raise MalformedMessage("an aggregate does not begin with its headers")
+        if len(begin.signed_headers) > MAXIMUM_PARTICIPANTS:
             raise MessageTooLarge(
-                f"an aggregate of {count} ciphertexts is announced, the bound is {self._most}"
+                f"{len(begin.signed_headers)} headers came, the bound is {MAXIMUM_PARTICIPANTS}"
             )
+        if not have <= begin.ciphertext_count <= self._most:
+            raise MessageTooLarge(
+                f"an aggregate of {begin.ciphertext_count} ciphertexts is announced, the bound is {self._most}"
+            )
+        return begin
 
 
 def _parts(

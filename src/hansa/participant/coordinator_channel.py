@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import grpc
 
 from hansa.errors import CertificateRejected, Error
-from hansa.federation.error_status import AGGREGATOR_ERRORS, error_of, is_transient
+from hansa.federation.error_status import AGGREGATOR_ERRORS, error_of, is_deadline, is_transient
 from hansa.federation.tls_authority import verify_client_certificate
 from hansa.federation.tls_files import TlsMaterial, TlsSource, channel_credentials
 from hansa.federation.transfer import channel_options
@@ -86,15 +86,18 @@ class CoordinatorChannel:
             See `kinds` for everything else.
         """
         end = time.monotonic() + self._patience.deadline_seconds
-        pause = self._patience.first_pause_seconds
+        pause, before = self._patience.first_pause_seconds, None
         while True:
             channel = self._ready_channel()
             try:
                 return step(channel, max(end - time.monotonic(), _SHORTEST_CALL_SECONDS))
             except grpc.RpcError as failed:
                 left = end - time.monotonic()
+                # Where our own deadline ended the last try, the one before it knows more.
+                last = before if before is not None and is_deadline(failed) else failed
                 if left <= 0 or not is_transient(failed):
-                    raise error_of(failed, kinds) from failed
+                    raise error_of(last, kinds) from failed
+                before = failed
             # Half of the pause is random: members that lost the same server do not come back in one moment.
             self._sleep(min(pause / 2 + random.uniform(0, pause / 2), left))
             pause = min(2 * pause, self._patience.longest_pause_seconds)

@@ -33,7 +33,7 @@ from hansa.participant.session_apps import Handler, aborted
 
 _WAIT_SECONDS = 10.0
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
-_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.25, 10.0
+_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.25, 5.0
 _FETCH_SECONDS = 0.5  # the coordinator's grid fetches a reply within it
 _MOST_RUNS = 64
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
+from hansa.participant.distributed_update import DistributedUpdates
 from hansa.participant.node_state import TrainedUpdate, drop_update, load_update, save_update
 from hansa.participant.shared_state import SharedState
 from hansa.participant.trainer import Rows, Trainer, update_bound
@@ -76,7 +77,8 @@ class LocalUpdates:
     Guarantees:
         - The reservation is on disk before a record is read; an update is on the store before it is given out.
         - A model state is trained from once: asked again, also after a crash, it gives the same levels and spends nothing.
-          Under the keys of another epoch they are on that epoch's support: the same level, or 0, for every entry.
+          Under the keys of another epoch they are on that epoch's support: the same level for every entry that was trained, and
+          for another one 0, or noise alone where noise is distributed.
     """
 
     def __init__(
@@ -104,6 +106,9 @@ class LocalUpdates:
             steps=training.rounds * training.local_steps,
         )
         self._bound = update_bound(study, self.noise_multiplier)
+        self._distributed = (
+            DistributedUpdates(study, self.kept, random) if privacy.mode == "distributed" else None
+        )
         self._always = layout.positions(study.compression.always)
         self._trainer = Trainer(
             study, model, layout, rows, noise_multiplier=self.noise_multiplier, random=random
@@ -131,7 +136,7 @@ class LocalUpdates:
         )
         kept = load_update(self._store, model_hash)
         if kept is not None:
-            return kept.levels_on(support)
+            return self._again(kept, support)
         # 1.2
         spending = Spending(
             study=self._study.id,
@@ -141,11 +146,11 @@ class LocalUpdates:
             sample_rate=self._study.privacy.sample_rate,
             steps=self._study.training.local_steps,
         )
+        if self._distributed is not None:
+            spending = self._distributed.reserved(spending)
         self._clock.timed("reserve the budget", lambda: self.budget.reserve(spending, gate=gate))
-        # 1.3
-        update = self._clock.timed("train", lambda: self._trainer.update(state.values, support))
-        # 1.4
-        levels = quantise(update, self._bound, self._study.compression.bits, self._random.uniform)
+        # 1.3, 1.4
+        levels = self._clock.timed("train", lambda: self._trained(state.values, support))
         trained = TrainedUpdate(model_hash=model_hash, support=support, levels=levels, spending=spending)
         self._clock.timed("keep the update", lambda: save_update(self._store, trained))
         return levels
@@ -155,18 +160,42 @@ class LocalUpdates:
         head = self.budget.head
         return NO_LEDGER if head is None else encode_head(head.size, head.root)
 
+    def _trained(self, values: NDArray[np.float64], support: NDArray[np.int64]) -> NDArray[np.int64]:
+        if self._distributed is not None:
+            return self._distributed.train(self._trainer, values, support)
+        update = self._trainer.update(values, support)
+        return quantise(update, self._bound, self._study.compression.bits, self._random.uniform)
+
+    def _again(self, kept: TrainedUpdate, support: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give the levels of an update that was kept, on the support of the running epoch."""
+        if self._distributed is None:
+            return kept.levels_on(support)
+        moved = self._distributed.moved(kept, support)
+        if moved is not kept:
+            save_update(self._store, moved)
+        return moved.levels
+
     def apply(self, state: SharedState, round_index: int, opened: Opened, group_key: bytes) -> None:
         """Step 3.1: take the optimizer step, in memory."""
         contributors = len(opened.contributors)
-        mean = dequantise_sum(opened.total, self._bound, self._study.compression.bits, contributors)
+        if self._distributed is not None:
+            mean = self._distributed.plan.mean(opened.total, contributors)
+        else:
+            mean = dequantise_sum(opened.total, self._bound, self._study.compression.bits, contributors)
         support = self._support(state, round_index, group_key)
         state.apply(support, mean, self._study, opened.transcript)
 
-    def settle(self, applied_rounds: int) -> None:
-        """Step 3.2: commit what an applied round had reserved, and forget its update. May be repeated."""
+    def settle(self, applied_rounds: int, contributors: int = 0) -> None:
+        """Step 3.2: commit what an applied round had reserved, and forget its update. May be repeated.
+
+        Args:
+            applied_rounds: Rounds applied.
+            contributors: Members whose updates are in the sum of the last of them, if this one's is; otherwise 0.
+        """
         update = load_update(self._store)
         if update is not None and update.spending.round <= applied_rounds:
-            self.budget.commit(update.spending)
+            in_last = update.spending.round == applied_rounds
+            self.budget.commit(update.spending, contributors=contributors if in_last else 0)
             drop_update(self._store)
 
     def _support(self, state: SharedState, round_index: int, group_key: bytes) -> NDArray[np.int64]:

@@ -22,6 +22,7 @@ from hansa.errors import (
     DuplicateMessage,
     ModelDivergence,
     OutOfOrder,
+    ProtocolError,
     RosterEquivocation,
 )
 from hansa.participant.node_core import NodeCore, Packages
@@ -29,6 +30,7 @@ from hansa.participant.node_state import save_state
 from hansa.participant.outputs import verify_upload
 from hansa.participant.seen_heads import keep_heads
 from hansa.secure_agg.attempt import verify_results
+from hansa.secure_agg.messages import RoundResult, open_signed
 from hansa.secure_agg.unmasking import verify_certificate
 
 
@@ -192,15 +194,15 @@ class ParticipantNode(NodeCore):
         link = machine.skip(round_index, attempt, voids, transcript=self.state.transcript)
         with self._advancing():
             self.state.skip(link)
-            self._progress = replace(self._progress, result=b"", roster_hash=b"", awaits_close=None)
+            self._progress = replace(
+                self._progress, result=b"", roster_hash=b"", awaits_close=None, contributors=0
+            )
         self._finish(machine, round_index, attempt)
         return machine.packages()
 
     def open(self, round_index: int, attempt: int) -> tuple[bytes, Packages]:
         """Steps 2 and 3 in strict mode: open the sum of the whole roster and apply it; as `unmask`."""
-        if (
-            round_index == self.state.round and self._progress.result
-        ):  # closed or not: a coordinator that was restarted asks
+        if self._has_confirmed(round_index, attempt):  # also after its close: a restarted coordinator asks
             return self._confirmed()
         machine = self._running(round_index, attempt)
         headers, aggregate = self._clock.timed(
@@ -232,6 +234,16 @@ class ParticipantNode(NodeCore):
             raise
         self._progress.awaits_close = None
         save_state(self._store, self.state, self._progress)
+
+    def _has_confirmed(self, round_index: int, attempt: int) -> bool:
+        """Whether this attempt is the one that was opened last, under the keys of this epoch."""
+        if round_index != self.state.round or not self._progress.result:
+            return False
+        epoch = self.membership.entered[0]
+        with suppress(ProtocolError):  # of an earlier epoch
+            own = open_signed(self._progress.result, RoundResult, self._roster, epoch.number)
+            return (own.round, own.attempt) == (round_index, attempt)
+        return False
 
     def _confirmed(self) -> tuple[bytes, Packages]:
         """Give what was answered when the round was opened; the answer was lost."""
@@ -278,7 +290,11 @@ class ParticipantNode(NodeCore):
         with self._advancing():
             self._apply(round_index, opened)
             self._progress = replace(
-                self._progress, result=b"", roster_hash=opened.roster_hash, awaits_close=None
+                self._progress,
+                result=b"",
+                roster_hash=opened.roster_hash,
+                awaits_close=None,
+                contributors=self._contributors(opened),
             )
         self._finish(machine, round_index, attempt)
         return machine.packages()

@@ -13,6 +13,7 @@ from hansa.errors import (
     OutOfOrder,
     StaleRound,
 )
+from hansa.federation.agreements import terms_of
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
 from hansa.participant.local_update import Clock, LocalUpdates
@@ -30,7 +31,6 @@ from hansa.privacy.data_identity import ledger_path
 from hansa.privacy.ledger import LedgerOwner
 from hansa.privacy.noise import SecretRandom
 from hansa.secure_agg.identity import Identity, Roster
-from hansa.secure_agg.parameters import Terms
 from hansa.secure_agg.participant import RoundMachine
 from hansa.secure_agg.recovery import Leaves
 from hansa.secure_agg.store import Store
@@ -119,7 +119,7 @@ class NodeCore:
             machine = self.membership.entered[1]
             if machine.running and machine.entered[0] <= self.state.round:
                 machine.finish(*machine.entered)
-        self.updates.settle(self.state.round)
+        self.updates.settle(self.state.round, self._progress.contributors)
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -138,6 +138,7 @@ class NodeCore:
                 result=result,
                 roster_hash=opened.roster_hash,
                 awaits_close=(round_index, attempt),
+                contributors=self._contributors(opened),
             )
         self._finish(machine, round_index, attempt)
         return result, machine.packages()
@@ -146,6 +147,10 @@ class NodeCore:
         """Take the optimizer step, in memory."""
         self.faulty_holders.update(opened.faulty_holders)
         self.updates.apply(self.state, round_index, opened, self._group_key())
+
+    def _contributors(self, opened: Opened) -> int:
+        """Members whose updates are in a sum, if the own one is: its noise and its data are in the same sum or in none."""
+        return len(opened.contributors) if self.name in opened.contributors else 0
 
     @contextmanager
     def _advancing(self) -> Iterator[None]:
@@ -161,7 +166,7 @@ class NodeCore:
     def _finish(self, machine: RoundMachine, round_index: int, attempt: int) -> None:
         """Close a round whose new state is durable: attempt, ledger, update. See `_recover`."""
         machine.finish(round_index, attempt)
-        self.updates.settle(self.state.round)
+        self.updates.settle(self.state.round, self._progress.contributors)
 
     def _verify_study(self) -> None:
         self._policy.verify_study(self._study, model_hash=self._base_model, submitter=self._submitter)
@@ -244,9 +249,3 @@ class NodeCore:
     def step_seconds(self) -> Mapping[str, float]:
         """Wall seconds spent in each step so far; for the owner only: they tell about the number of records."""
         return self._clock.seconds()
-
-
-def terms_of(study: Study) -> Terms:
-    """Take the terms of an epoch from the study."""
-    aggregation = study.aggregation
-    return Terms(participants=aggregation.participants, mode=aggregation.mode, bits=study.compression.bits)

@@ -33,6 +33,7 @@ class Progress:
         awaits_close: Round and attempt whose confirmations it has not compared yet.
         diverged: Whether members were found to hold different states: no later round is entered then.
         epoch_rounds: Rounds applied when the running epoch was entered.
+        contributors: Members whose updates are in the sum that was applied, if this one's is; 0 otherwise, and after a void round.
     """
 
     result: bytes = b""
@@ -40,6 +41,7 @@ class Progress:
     awaits_close: tuple[int, int] | None = None
     diverged: bool = False
     epoch_rounds: int = 0
+    contributors: int = 0
 
 
 def save_state(store: Store, state: SharedState, progress: Progress) -> None:
@@ -103,8 +105,9 @@ def save_update(store: Store, update: TrainedUpdate) -> None:
     record = {
         "model": update.model_hash,
         "support": update.support.astype("<i8").tobytes(),
-        "levels": update.levels.astype("<i4").tobytes(),  # at most 20 bits
-        "spending": asdict(update.spending),
+        # At most 20 bits, but for distributed noise, which bounds nothing.
+        "levels": update.levels.astype("<i4" if update.spending.distributed is None else "<i8").tobytes(),
+        "spending": update.spending.fields(),
     }
     store.put(_UPDATE, cbor2.dumps(record))
 
@@ -117,11 +120,13 @@ def load_update(store: Store, model_hash: bytes | None = None) -> TrainedUpdate 
     record: dict[str, Any] = cbor2.loads(data)
     if model_hash is not None and record["model"] != model_hash:
         return None
+    spending = Spending.of_fields(record["spending"])
+    levels = np.frombuffer(record["levels"], dtype="<i4" if spending.distributed is None else "<i8")
     return TrainedUpdate(
         model_hash=record["model"],
         support=np.frombuffer(record["support"], dtype="<i8").astype(np.int64),
-        levels=np.frombuffer(record["levels"], dtype="<i4").astype(np.int64),
-        spending=Spending(**record["spending"]),
+        levels=levels.astype(np.int64),
+        spending=spending,
     )
 
 

@@ -13,6 +13,7 @@ from hansa.errors import (
     LayerMissing,
     ModelNotAllowed,
     SubmitterNotAllowed,
+    TooLittleNoise,
     TooManyRounds,
     UnknownStudy,
 )
@@ -40,6 +41,7 @@ class Policy:
         models: Hashes of the base models that may be trained, hexadecimal; empty for any.
         submitters: Who may submit a study; empty for anybody.
         required_layers: Protections that must be on, by their names in `Study.protections`.
+        noise_contributors_least: Fewest members that a study in distributed mode counts on; None allows no such study.
         data_set: Name of the data set, for messages.
     """
 
@@ -53,6 +55,7 @@ class Policy:
     models: frozenset[str] = frozenset()
     submitters: frozenset[str] = frozenset()
     required_layers: frozenset[str] = REQUIRED_LAYERS
+    noise_contributors_least: int | None = None
     data_set: str = ""
 
     def verify_study(
@@ -72,6 +75,7 @@ class Policy:
             BudgetExhausted: δ is above the limit, or the study plans for more than one study may spend.
             CohortBelowPolicy: Too few participants.
             TooManyRounds: More rounds than any study may plan.
+            TooLittleNoise: Its noise is distributed, among fewer members than the participant asks for, or it allows none such.
         """
         if study.id not in self.studies:
             raise UnknownStudy(f"study {study.id[:16]} was not agreed to by this participant")
@@ -88,6 +92,21 @@ class Policy:
                 f"the study switches off {', '.join(missing)}, which this participant requires"
             )
         self._verify_sizes(study)
+        self._verify_noise(study)
+
+    def _verify_noise(self, study: Study) -> None:
+        """Check a distributed study: own noise does not suffice there, so nobody is drawn into one by leaving a key out."""
+        least, offered = self.noise_contributors_least, study.privacy.noise_contributors
+        if study.privacy.mode == "local":
+            return
+        if least is None:
+            raise TooLittleNoise(
+                "the study's noise is distributed, and this participant's policy sets no noise_contributors_least"
+            )
+        if offered is None or offered < least:
+            raise TooLittleNoise(
+                f"the study counts on the noise of {offered} members, below this participant's least, {least}"
+            )
 
     def _verify_sizes(self, study: Study) -> None:
         if not study.privacy.delta <= self.delta_limit:  # a limit that is NaN allows nothing

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hansa.errors import ConfigurationError, InvalidValue, PolicyFileMissing, PolicySyntaxError
 from hansa.participant.policy import Policy
 from hansa.study import PARTICIPANTS_LEAST, PARTICIPANTS_MOST, Name, Slug
+from hansa.study_privacy import HONEST_LEAST
 from hansa.study_problems import lowered, problem_of
 
 POLICY_BYTES_MOST = 1 << 20
@@ -18,6 +19,7 @@ Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Epsilon = Annotated[float, Field(gt=0, le=1000)]
 Layer = Literal[
     "differential_privacy",
+    "own_noise_suffices",
     "secure_aggregation_masks",
     "homomorphic_encryption",
     "compression",
@@ -76,6 +78,12 @@ class PolicyFile(_Settings):
     most_rounds: int | None = Field(
         default=None, ge=1, le=100_000, description="most rounds that a study may plan; default: any number"
     )
+    noise_contributors_least: int | None = Field(
+        default=None,
+        ge=HONEST_LEAST,
+        le=PARTICIPANTS_MOST,
+        description="fewest members whose noise a distributed study counts on; default: no distributed study is allowed",
+    )
     required_layers: Annotated[tuple[Layer, ...], Field(strict=False, max_length=100)] = Field(
         default=(
             "differential_privacy",
@@ -114,6 +122,7 @@ class PolicyFile(_Settings):
             delta_limit=self.delta_limit,
             smallest_cohort=self.smallest_cohort,
             most_rounds=self.most_rounds,
+            noise_contributors_least=self.noise_contributors_least,
             models=frozenset(self.allow.models),
             submitters=frozenset(self.allow.submitters),
             required_layers=frozenset(self.required_layers),

@@ -111,6 +111,15 @@ class Trainer:
                 local[support] -= training.local_learning_rate * gradient
         return total
 
+    def clipped_sum(self, values: NDArray[np.float64], support: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Run steps 1 and 2 once, for noise that is added elsewhere (`privacy.distributed`).
+
+        Returns:
+            (K,) sum of clipped gradients. It has no noise: it must be noised in this process, and is never stored or shown.
+        """
+        self._layout.load(self._model, values)
+        return self._clipped_sum(support)
+
     def _sample(self) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
         """Draw the units of a step; give their records, and whose each is where a unit is a person."""
         rate = self._study.privacy.sample_rate
@@ -121,24 +130,26 @@ class Trainer:
         return self._persons.of(poisson_sample(self._persons.count, rate, self._random.bytes))
 
     def _noised_sum(self, support: NDArray[np.int64]) -> NDArray[np.float64]:
-        privacy = self._study.privacy
-        batch, owners = self._sample()
+        clipped = self._clipped_sum(support)  # draws its sample first
         noise = gaussian_noise(
             len(support),
-            clip_norm=privacy.clip_norm,
+            clip_norm=self._study.privacy.clip_norm,
             noise_multiplier=self._noise_multiplier,
             random=self._random,
         )
-        clipped = summed_gradient(
+        return clipped + noise
+
+    def _clipped_sum(self, support: NDArray[np.int64]) -> NDArray[np.float64]:
+        batch, owners = self._sample()
+        return summed_gradient(
             self._model,
             self._layout,
             self._rows,
             batch,
             support=support,
-            clip_norm=privacy.clip_norm,
+            clip_norm=self._study.privacy.clip_norm,
             owners=owners,
         )
-        return clipped + noise
 
 
 def summed_gradient(

@@ -3,8 +3,8 @@
 1 read      form, order, chain, tree and signatures of every line (`ledger_history`)
 2 key       the ledger is signed under the key that the auditor knows the participant by, where one is given
 3 heads     it begins with every earlier tree head that the auditor kept, or that others saw in upload headers
-4 ε         recomputed per round, per study and for the data set
-5 limit     at no entry was ε above the limit stated there
+4 ε         recomputed per round, per study and for the data set, with the noise that arrived where it is distributed
+5 limit     at no entry was ε above the limit stated there (`limit_check`)
 6 forks     of one data set there is one history; a second file of it is the same or an older copy
 
 The limit is the one that the participant wrote down when it reserved; whether it was the right one is not in the file.
@@ -19,12 +19,11 @@ from hansa.errors import AuditError, HistoryForked, LedgerDamaged, LedgerFileMis
 from hansa.privacy.ledger import LedgerFile, read_ledger
 from hansa.privacy.ledger_head import TreeHead
 from hansa.privacy.ledger_history import Opening, Reservation
+from hansa.privacy.limit_check import verify_limits
 from hansa.privacy.merkle import root_of_leaves
 from hansa.privacy.spending import Mechanism, total_epsilon
 
 LEDGERS = "ledger-*.jsonl"
-# ε of one ledger on unlike processors differs in the last bits; a limit may be met exactly.
-_EPSILON_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +133,7 @@ def audit_ledger(
         if (head.public_key, head.data) == (opening.public_key, opening.data):
             _verify_continues(path, found, head)
     # 4, 5
-    epsilon = _verify_limits(path, opening.delta, history.reservations)
+    verify_limits(path.name, opening.delta, history.reservations)
     rounds = [_epsilon_of([reservation], opening.delta) for reservation in history.reservations]
     by_study: dict[str, list[Reservation]] = {}
     for reservation in history.reservations:
@@ -148,7 +147,7 @@ def audit_ledger(
         reservations=history.reservations,
         round_epsilon=rounds,
         study_epsilon={study: _epsilon_of(spent, opening.delta) for study, spent in by_study.items()},
-        epsilon=epsilon,
+        epsilon=_epsilon_of(history.reservations, opening.delta),
         notes=_notes(path, found),
     )
 
@@ -225,43 +224,10 @@ def _verify_same_history(one: LedgerAudit, other: LedgerAudit) -> None:
             )
 
 
-def _verify_limits(path: Path, delta: float, reservations: Sequence[Reservation]) -> float:
-    """Steps 4 and 5: compute ε, and check it wherever the limit changes; between, ε only grows."""
-    epsilon = 0.0
-    for place, reservation in enumerate(reservations):
-        is_last = place + 1 == len(reservations)
-        if not is_last and reservations[place + 1].epsilon_limit == reservation.epsilon_limit:
-            continue
-        epsilon = _epsilon_of(reservations[: place + 1], delta)
-        if _is_above(epsilon, reservation.epsilon_limit):
-            first = _first_above(delta, reservations[: place + 1])
-            raise LedgerNotVerified(
-                f"line {reservations[first].line} of {path.name} spends epsilon"
-                f" {_epsilon_of(reservations[: first + 1], delta):.6g}, above the limit"
-                f" {reservations[first].epsilon_limit:g} that it states"
-            )
-    return epsilon
-
-
-def _is_above(epsilon: float, limit: float | None) -> bool:
-    return limit is not None and not epsilon <= limit * (1 + _EPSILON_TOLERANCE)
-
-
-def _first_above(delta: float, reservations: Sequence[Reservation]) -> int:
-    """Find the reservation that passed the limit of the last one, which is the limit of those before it that are in question."""
-    limit, low, high = reservations[-1].epsilon_limit, -1, len(reservations) - 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        is_above = _is_above(_epsilon_of(reservations[: middle + 1], delta), limit)
-        same_limit = reservations[middle].epsilon_limit == limit
-        low, high = (low, middle) if is_above and same_limit else (middle, high)
-    return high
-
-
 def _epsilon_of(reservations: Sequence[Reservation], delta: float) -> float:
     steps: Counter[Mechanism] = Counter()
     for reservation in reservations:
-        steps[reservation.spending.mechanism] += reservation.spending.steps
+        steps[reservation.counted.mechanism] += reservation.counted.steps
     return total_epsilon(steps, delta)
 
 

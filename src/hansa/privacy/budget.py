@@ -12,7 +12,6 @@ whoever kept a tree head of the longer one can tell (`hansa audit verify --head`
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ from hansa.privacy import accounting
 from hansa.privacy.ledger import Ledger, LedgerOwner
 from hansa.privacy.ledger_format import spending_problem
 from hansa.privacy.ledger_head import TreeHead
+from hansa.privacy.ledger_history import entry_fields
 from hansa.privacy.spending import Mechanism, Spending, month_of, total_epsilon
 from hansa.privacy.spent import Spent
 
@@ -55,7 +55,8 @@ class Budget:
     Guarantees:
         - A reservation is on the disk before `reserve` returns.
         - A refused reservation leaves the file as it was, and so does one for which the disk has no room.
-        - ε counts every reservation, committed or not.
+        - ε counts every reservation, committed or not; where noise is distributed, with the noise that was counted on until a
+          commit says how much arrived.
         - A reservation counts what other objects and processes have reserved in the same file: together they pass no limit.
         - An entry counts in the month of the clock or in the latest month of the ledger, whichever is later: a clock that is set
           back renews nothing.
@@ -64,8 +65,6 @@ class Budget:
     def __init__(self, path: Path, *, epsilon_limit: float, delta: float, owner: LedgerOwner) -> None:
         self.path, self.epsilon_limit, self._owner = path, epsilon_limit, owner
         self._ledger = Ledger(path, owner=owner, delta=delta)
-        self._counted = 0
-        self._steps: dict[tuple[str, str], Counter[Mechanism]] = {}  # by study and month
 
     @property
     def delta(self) -> float:
@@ -90,15 +89,11 @@ class Budget:
         return total_epsilon(steps, self.delta)
 
     def _sum(self, study: str | None, month: str | None) -> Counter[Mechanism]:
-        reservations = self._ledger.history.reservations
-        for one in reservations[self._counted :]:
-            steps = self._steps.setdefault((one.spending.study, one.month), Counter())
-            steps[one.spending.mechanism] += one.spending.steps
-        self._counted = len(reservations)
+        # Anew each time, for a commit may change what an earlier reservation costs.
         total: Counter[Mechanism] = Counter()
-        for (of, at), steps in self._steps.items():
-            if study in (None, of) and month in (None, at):
-                total.update(steps)
+        for one in self._ledger.history.reservations:
+            if study in (None, one.spending.study) and month in (None, one.month):
+                total[one.counted.mechanism] += one.counted.steps
         return total
 
     def reserve(self, spending: Spending, *, gate: Gate | None = None) -> float:
@@ -118,7 +113,7 @@ class Budget:
             LedgerDamaged: What somebody else has written to the ledger does not hold.
         """
         limit = self.epsilon_limit if self.epsilon_limit <= _LIMIT_MOST else None
-        fields = {**asdict(spending), "epsilon_limit": limit}
+        fields = {**entry_fields(spending), "epsilon_limit": limit}
         self._ledger.append("reserve", fields, verify=lambda: self._verify(fields, spending, gate))
         return self.epsilon()
 
@@ -168,8 +163,13 @@ class Budget:
         if problem:
             raise BudgetExhausted(f"{what} asks for what no ledger can hold: {problem}")
 
-    def commit(self, spending: Spending) -> None:
+    def commit(self, spending: Spending, *, contributors: int = 0) -> None:
         """Step 2: note that the round's update has left; once, however often it is called.
+
+        Args:
+            spending: What was reserved.
+            contributors: Where noise is distributed, members whose updates are in the sum that was opened; 0 where it is not known
+                that this one's is. From then on the round costs what the noise that arrived makes it cost.
 
         Raises:
             LedgerDamaged: The round is not reserved: an older copy of the ledger stands in its place.
@@ -177,4 +177,7 @@ class Budget:
         history = self._ledger.history
         if history.is_committed(spending.place):
             return
-        self._ledger.append("commit", asdict(spending), verify=lambda: history.verify_reserved(spending))
+        if spending.distributed is not None and contributors > spending.distributed.contributors:
+            spending = spending.arrived(contributors)
+        fields = entry_fields(spending)
+        self._ledger.append("commit", fields, verify=lambda: history.verify_reserved(spending))

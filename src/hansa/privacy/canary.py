@@ -114,6 +114,42 @@ class CanaryAudit:
     confidence: float
     canaries: int
 
+    @property
+    def largest(self) -> float:
+        """The larger one of the two lower bounds."""
+        return max(self.shown.epsilon, self.shown.epsilon_free)
+
+    @property
+    def passed(self) -> bool:
+        """Whether no bound is above the claim."""
+        return self.largest <= self.claimed
+
+
+def verify_claim(found: CanaryAudit) -> None:
+    """Check that the canaries show no more than was claimed.
+
+    Raises:
+        AuditFailed: The lower bound is above the claim.
+    """
+    sigma, rate, steps = found.mechanism
+    if not found.passed:
+        raise AuditFailed(
+            f"canaries show epsilon {found.largest:.3f} or more in {steps} steps at sample rate {rate:g} and noise multiplier "
+            f"{sigma:g}, above the claimed {found.claimed:.3f} (confidence {found.confidence:g})"
+        )
+
+
+def audit_settings(noise_multiplier: float, sample_rate: float) -> tuple[Mechanism, Mechanism]:
+    """Choose what to run so that faults show: for noise and clipping, then for sampling, with a study's own σ and q."""
+    noise_steps = min(_NOISE_STEPS_MOST, max(1, round(noise_multiplier**2)))
+    # A fourfold rate must stand out of the confidence interval, a tenth to a fifth of a deviation wide.
+    wanted = (_SAMPLING_APART * _SAMPLING_NOISE / sample_rate) ** 2
+    sampling_steps = min(_SAMPLING_STEPS_MOST, max(1, round(wanted)))
+    return (
+        Mechanism(noise_multiplier, 1.0, noise_steps),
+        Mechanism(_SAMPLING_NOISE, sample_rate, sampling_steps),
+    )
+
 
 def audit_mechanism(
     *,
@@ -139,14 +175,6 @@ def audit_mechanism(
         - Noise divided by √2, no clipping, clipping by tokens and a fourfold sample rate (q up to 0.25) are each caught, for σ up
           to 16 and q down to 0.01.
     """
-    noise_steps = min(_NOISE_STEPS_MOST, max(1, round(noise_multiplier**2)))
-    # A fourfold rate must stand out of the confidence interval, a tenth to a fifth of a deviation wide.
-    wanted = (_SAMPLING_APART * _SAMPLING_NOISE / sample_rate) ** 2
-    sampling_steps = min(_SAMPLING_STEPS_MOST, max(1, round(wanted)))
-    settings = (
-        Mechanism(noise_multiplier, 1.0, noise_steps),
-        Mechanism(_SAMPLING_NOISE, sample_rate, sampling_steps),
-    )
     random = SecretRandom() if random is None else random
     noise, sampling = (
         audit_canaries(
@@ -158,7 +186,7 @@ def audit_mechanism(
             step=step,
             random=random,
         )
-        for mechanism in settings
+        for mechanism in audit_settings(noise_multiplier, sample_rate)
     )
     return noise, sampling
 
@@ -173,7 +201,35 @@ def audit_canaries(
     step: Step = noised_sum,
     random: SecretRandom | None = None,
 ) -> CanaryAudit:
-    """Run canaries through a number of steps.
+    """Run canaries through a number of steps, and check what they show; arguments as of `measure_canaries`.
+
+    Raises:
+        AuditFailed: The lower bound is above the claim.
+    """
+    found = measure_canaries(
+        mechanism,
+        delta=delta,
+        clip_norm=clip_norm,
+        canaries=canaries,
+        confidence=confidence,
+        step=step,
+        random=random,
+    )
+    verify_claim(found)
+    return found
+
+
+def measure_canaries(
+    mechanism: Mechanism,
+    *,
+    delta: float,
+    clip_norm: float = 1.0,
+    canaries: int = 10_000,
+    confidence: float = 0.999,
+    step: Step = noised_sum,
+    random: SecretRandom | None = None,
+) -> CanaryAudit:
+    """Run canaries through a number of steps, and say what they show beside what is claimed.
 
     Args:
         mechanism: σ, q and steps to run and to claim.
@@ -183,9 +239,6 @@ def audit_canaries(
         confidence: Probability with which the lower bound holds.
         step: The step under audit.
         random: Secret randomness; a test may inject it.
-
-    Raises:
-        AuditFailed: The lower bound is above the claim.
     """
     if canaries < 100:
         raise ValueError(f"an audit needs at least 100 canaries, got {canaries}")
@@ -201,17 +254,10 @@ def audit_canaries(
         delta=delta,
         confidence=confidence,
     )
-    claimed = epsilon_of(noise_multiplier=sigma, sample_rate=rate, steps=steps, delta=delta)
-    largest = max(shown.epsilon, shown.epsilon_free)
-    if not largest <= claimed:
-        raise AuditFailed(
-            f"canaries show epsilon {largest:.3f} or more in {steps} steps at sample rate {rate:g} and noise multiplier "
-            f"{sigma:g}, above the claimed {claimed:.3f} (confidence {confidence:g})"
-        )
     return CanaryAudit(
         mechanism=mechanism,
         delta=delta,
-        claimed=claimed,
+        claimed=epsilon_of(noise_multiplier=sigma, sample_rate=rate, steps=steps, delta=delta),
         shown=shown,
         confidence=confidence,
         canaries=canaries,

@@ -9,6 +9,9 @@ signature of a line covers its entry, its place, and every entry before it.
     open      line 1: whose ledger, under which key, of which data, at which δ, in which unit, by which accountant
     reserve   a round's steps, before the first record is read; what counts as spent
     commit    the round's update has left
+              Either may hold `distributed`, where several members' noise adds up: then the noise multiplier follows from it. A
+              reservation names the members that are counted on, a commit those that took part. Readers from before it
+              refuse such entries.
     charge    steps of anything else that looked at the data, such as an audit by canaries; spent by this line alone
     torn      the last line was cut short by a crash; its bytes are set aside, their hash stands here
 """
@@ -24,9 +27,12 @@ import rfc8785
 
 from hansa import labels
 from hansa.errors import LedgerDamaged
+from hansa.privacy.discrete_gaussian import VARIANCE_MOST
+from hansa.privacy.distributed import VARIANCE_LEAST
 from hansa.privacy.merkle import leaf_hash
 
 FORMAT = "hansa/ledger/v1"
+DISTRIBUTED_FORMAT = "hansa/distributed-noise/v1"
 HEAD_FORMAT = "hansa/ledger-head/v1"
 SIGNED_AS = "ledger-head"
 UNITS = ("record", "person")
@@ -81,6 +87,14 @@ _MECHANISM: dict[str, Check] = {
     "noise_multiplier": _number(NOISE_LEAST, NOISE_MOST),
     "sample_rate": _number(RATE_LEAST, 1.0),
     "steps": _integer(0, STEPS_MOST),
+}
+_DISTRIBUTED: dict[str, Check] = {
+    "format": _one_of(DISTRIBUTED_FORMAT),
+    "contributors": _integer(2, 10**6),
+    "colluders": _integer(0, 10**6),
+    "variance": _integer(VARIANCE_LEAST, VARIANCE_MOST),
+    "clip_levels": _integer(1, 2**32),
+    "entries": _integer(1, 10**12),
 }
 _STEPS: dict[str, Check] = _MECHANISM | {"round": _integer(0), "attempt": _integer(0)}
 _KINDS: dict[str, dict[str, Check]] = {
@@ -196,9 +210,17 @@ def decode_line(data: bytes) -> Line:
 
 def spending_problem(steps: Mapping[str, Any]) -> str:
     """Say what is out of its bounds in the steps of a reservation, or in a charge; empty if nothing is."""
-    fields = _KINDS["charge" if "purpose" in steps else "reserve"]
+    fields = _KINDS["charge" if "purpose" in steps else "reserve"] | {"distributed": _is_distributed}
     wrong = [name for name in steps if not fields[name](steps[name])]
     return ", ".join(f"{name} {steps[name]!r}" for name in wrong)
+
+
+def _is_distributed(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == _DISTRIBUTED.keys()
+        and all(right(value[name]) for name, right in _DISTRIBUTED.items())
+    )
 
 
 def _verify_fields(entry: Mapping[str, Any]) -> None:
@@ -206,6 +228,8 @@ def _verify_fields(entry: Mapping[str, Any]) -> None:
     fields = _KINDS.get(kind) if isinstance(kind, str) else None
     if fields is None:
         raise LedgerDamaged("it is of no known kind")
+    if kind in ("reserve", "commit") and "distributed" in entry:
+        fields = fields | {"distributed": _is_distributed}
     if entry.keys() != fields.keys():
         raise LedgerDamaged(f"a {kind} entry has not exactly the fields of one")
     for name, right in fields.items():

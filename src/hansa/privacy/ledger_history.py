@@ -2,6 +2,8 @@
 
 1 form        canonical entry, exact fields (`ledger_format`)
 2 order       sequence numbers from 0 without a gap; `open` first and only first; a commit after its reservation, once
+  noise       where it is distributed, the noise multiplier is the one that follows from its members; a commit names no fewer of
+              them than its reservation, and nothing else differs
 3 chain       each entry holds the hash of the one before
 4 tree        the stated Merkle root is that of all entries so far
 5 signature   of the tree head, under the key that the first line names
@@ -15,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hansa.errors import LedgerDamaged, ProofInvalid
-from hansa.privacy.ledger_format import FIRST_PREVIOUS, Line, decode_line
+from hansa.privacy.distributed import DistributedNoise
+from hansa.privacy.ledger_format import DISTRIBUTED_FORMAT, FIRST_PREVIOUS, Line, decode_line
 from hansa.privacy.ledger_head import TreeHead
 from hansa.privacy.merkle import GrowingTree
 from hansa.privacy.spending import Spending, month_of
@@ -31,6 +34,8 @@ class Reservation:
         line: Line of the ledger, from 1.
         month: Calendar month that it counts in, YYYY-MM.
         committed: Whether its update is known to have left; it counts either way.
+        arrived: What its commit says of it, where its noise is distributed and more of it took part than was counted on.
+        committed_line: Line of its commit; 0 before.
         purpose: What else looked at the data; empty for a round's update. Such a charge has round 0 and is committed.
     """
 
@@ -39,7 +44,14 @@ class Reservation:
     line: int
     month: str
     committed: bool = False
+    arrived: Spending | None = None
+    committed_line: int = 0
     purpose: str = ""
+
+    @property
+    def counted(self) -> Spending:
+        """What it costs: what it asked for, unless it is known that more noise arrived."""
+        return self.arrived or self.spending
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +169,7 @@ class History:
         if any(reservation.committed for reservation in found):
             raise LedgerDamaged("its round was committed before")
         for reservation in reversed(found):
-            if reservation.spending == spending:
+            if reservation.spending.may_end_as(spending):
                 return reservation
         raise LedgerDamaged("it commits a round that was not reserved")
 
@@ -182,7 +194,11 @@ class History:
         elif entry["kind"] == "torn":
             self.torn.append(number)
         elif entry["kind"] == "commit":
-            self._uncommitted(spending_of(entry)).committed = True
+            arrived = spending_of(entry)
+            reservation = self._uncommitted(arrived)
+            reservation.committed, reservation.committed_line = True, number
+            if arrived != reservation.spending:
+                reservation.arrived = arrived
         else:
             limit, purpose = entry["epsilon_limit"], entry.get("purpose", "")
             reservation = Reservation(
@@ -212,12 +228,30 @@ class History:
 
 
 def spending_of(entry: Mapping[str, Any]) -> Spending:
-    """Read the steps of a reservation, a commit or a charge; the last is of no round."""
-    return Spending(
+    """Read the steps of a reservation, a commit or a charge; the last is of no round.
+
+    Raises:
+        LedgerDamaged: Its noise multiplier is not the one that follows from its distributed noise.
+    """
+    found = entry.get("distributed")
+    noise = found and DistributedNoise(**{name: value for name, value in found.items() if name != "format"})
+    spending = Spending(
         study=entry["study"],
         round=entry.get("round", 0),
         attempt=entry.get("attempt", 0),
         noise_multiplier=float(entry["noise_multiplier"]),
         sample_rate=float(entry["sample_rate"]),
         steps=entry["steps"],
+        distributed=noise,
     )
+    if noise is not None and (spending.steps != 1 or spending.noise_multiplier != noise.noise_multiplier):
+        raise LedgerDamaged("its noise multiplier is not that of the noise that it names, in one step")
+    return spending
+
+
+def entry_fields(spending: Spending) -> dict[str, Any]:
+    """Give the fields of a reservation or a commit; `spending_of` reads them."""
+    fields = spending.fields()
+    if "distributed" in fields:
+        fields["distributed"]["format"] = DISTRIBUTED_FORMAT
+    return fields

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from hansa.privacy.accounting import epsilon_of_all
+from hansa.privacy.distributed import DistributedNoise
 
 # A privacy loss wider than this is not computed with but counted as infinite: its ε is in the hundreds, and the
 # grid over it would not fit in memory. A ledger from elsewhere must not be able to stop its reader.
@@ -18,7 +20,18 @@ Mechanism = tuple[float, float]  # noise multiplier σ, Poisson rate q
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spending:
-    """What a round asks for: equal Poisson-subsampled Gaussian steps."""
+    """What a round asks for: equal Poisson-subsampled Gaussian steps.
+
+    Attributes:
+        study: Id of the study.
+        round: Round number.
+        attempt: Attempt number.
+        noise_multiplier: σ in units of the sensitivity.
+        sample_rate: Poisson rate q.
+        steps: Number of steps.
+        distributed: Where several members' noise adds up: which; None where the participant's own noise suffices. The noise
+            multiplier is then that of the members counted on, until it is known how many took part.
+    """
 
     study: str
     round: int
@@ -26,6 +39,7 @@ class Spending:
     noise_multiplier: float
     sample_rate: float
     steps: int
+    distributed: DistributedNoise | None = None
 
     @property
     def mechanism(self) -> Mechanism:
@@ -36,6 +50,38 @@ class Spending:
     def place(self) -> tuple[str, int, int]:
         """Study, round and attempt that it is for."""
         return self.study, self.round, self.attempt
+
+    @property
+    def contributors(self) -> int:
+        """Members whose noise it counts; 1 where the participant's own suffices."""
+        return 1 if self.distributed is None else self.distributed.contributors
+
+    def arrived(self, contributors: int) -> "Spending":
+        """Give what the round cost with so many members' noise in the sum; itself where its noise is not distributed."""
+        if self.distributed is None:
+            return self
+        noise = self.distributed.arrived(contributors)
+        return replace(self, distributed=noise, noise_multiplier=noise.noise_multiplier)
+
+    def may_end_as(self, other: "Spending") -> bool:
+        """Tell whether a commit may state `other` for a reservation of this: the same, or with more members' noise."""
+        if self.distributed is None or other.distributed is None:
+            return self == other
+        members = other.distributed.contributors
+        return members >= self.distributed.contributors and self.arrived(members) == other
+
+    def fields(self) -> dict[str, Any]:
+        """Give the values by name; those of distributed noise below their own name, if there are any."""
+        values = asdict(self)
+        if self.distributed is None:
+            del values["distributed"]
+        return values
+
+    @classmethod
+    def of_fields(cls, values: Mapping[str, Any]) -> "Spending":
+        """Make it of what `fields` gave."""
+        noise = values.get("distributed")
+        return cls(**{**values, "distributed": None if noise is None else DistributedNoise(**noise)})
 
 
 def month_of(epoch_seconds: float) -> str:

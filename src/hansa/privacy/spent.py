@@ -45,7 +45,7 @@ def reservations_in(ledger: Path) -> tuple[Reservation, ...]:
     """
     if not ledger.is_file() or not os.access(ledger, os.R_OK):
         raise SpentFileMissing(f"ledger {str(ledger)!r} cannot be read")
-    paid = [(found.spending, found.purpose) for found in read_ledger(ledger).history.reservations]
+    paid = [(found.counted, found.purpose) for found in read_ledger(ledger).history.reservations]
     return tuple(
         Reservation(
             study=spending.study,

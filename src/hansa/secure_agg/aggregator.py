@@ -90,8 +90,10 @@ class RoundAggregator:
         self._roster, self._terms, self._epoch = roster, terms, epoch
         self._round, self._attempt = round_index, attempt
         self.cohort = tuple(sorted(roster.participants if cohort is None else cohort))
-        if len(self.cohort) < terms.threshold:
-            raise CohortTooSmall(f"a cohort of {len(self.cohort)} is below the threshold {terms.threshold}")
+        if len(self.cohort) < terms.least_roster:
+            raise CohortTooSmall(
+                f"a cohort of {len(self.cohort)} is below the least roster {terms.least_roster}"
+            )
         self._sums: Sums = SumsInProcess() if sums is None else sums
         self._expected = ExpectedHeader() if expected is None else expected
         self._heads = LedgerHeads() if heads is None else heads
@@ -274,7 +276,7 @@ class RoundAggregator:
             return [self._headers[name] for name in sorted(self._headers)]
 
     def _verify_enough(self) -> None:
-        have, threshold = len(self._headers), self._terms.threshold
+        have, threshold = len(self._headers), self._terms.least_roster
         if have >= threshold:
             return
         came, why = have + len(self._waiting), ""

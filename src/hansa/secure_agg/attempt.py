@@ -19,6 +19,7 @@ import cbor2
 from hansa.errors import (
     CiphertextSizeMismatch,
     CohortMismatch,
+    CohortTooSmall,
     DuplicateMessage,
     HeParameterMismatch,
     ModelDivergence,
@@ -27,6 +28,7 @@ from hansa.errors import (
     RosterNotSubset,
     RosterTooSmall,
     StateRollback,
+    TooLittleNoise,
     TranscriptDivergence,
 )
 from hansa.secure_agg.ciphertext_format import EXPANDED_BYTES, verify_wire_length
@@ -34,6 +36,7 @@ from hansa.secure_agg.cohort import ciphertext_list_hash, open_each, roster_hash
 from hansa.secure_agg.epoch import Epoch
 from hansa.secure_agg.identity import Roster
 from hansa.secure_agg.messages import Envelope, Package, RoundResult, UploadHeader
+from hansa.secure_agg.parameters import Terms
 from hansa.secure_agg.store import Store
 
 ATTEMPT, UPLOAD, UPLOAD_CIPHERTEXTS, LOCK = "attempt", "upload", "upload-ciphertexts", "lock"
@@ -159,6 +162,7 @@ def view_roster(
         StaleRound: A header of another round or attempt.
         RosterNotSubset: A header of a member outside the cohort.
         RosterTooSmall: Fewer headers than the threshold.
+        TooLittleNoise: Enough headers to open the sum, and not enough shares of noise in it.
         OwnUploadMissing, OwnUploadAltered: The own header is not there, or is another one.
         CohortMismatch, HeParameterMismatch, ModelDivergence, TranscriptDivergence, CiphertextSizeMismatch: A header
             is for another cohort, key, model state, history or length; the last also for a wrong aggregate.
@@ -171,6 +175,7 @@ def view_roster(
         raise RosterNotSubset(f"{', '.join(strangers)} in the roster, but not in the cohort")
     if len(found) < epoch.terms.threshold:
         raise RosterTooSmall(f"{len(found)} uploads are fewer than the threshold {epoch.terms.threshold}")
+    verify_noise(epoch.terms, len(found))
     _verify_own(epoch.participant, found, own_header, must_contain_own=must_contain_own)
     expected_ciphertexts = epoch.terms.layout.ciphertexts_for(count)
     for header, _ in found.values():
@@ -188,6 +193,30 @@ def view_roster(
         roster_hash=roster_hash(attempt.cohort_hash, signed, aggregate_hash),
         full=len(found) == len(attempt.cohort),
     )
+
+
+def verify_cohort_size(terms: Terms, members: int) -> None:
+    """Check that a cohort can become a sum that may be opened; before anything is spent.
+
+    Raises:
+        CohortTooSmall: Fewer members than the threshold.
+        TooLittleNoise: As `verify_noise`.
+    """
+    if members < terms.threshold:
+        raise CohortTooSmall(f"a cohort of {members} is below the threshold {terms.threshold}")
+    verify_noise(terms, members)
+
+
+def verify_noise(terms: Terms, members: int) -> None:
+    """Check that so many members have enough shares of noise among them; before anything is opened or released.
+
+    Raises:
+        TooLittleNoise: They have not.
+    """
+    if members < terms.noise_contributors:
+        raise TooLittleNoise(
+            f"a sum of {members} updates has too little noise: the study counts on {terms.noise_contributors} members"
+        )
 
 
 def _verify_own(

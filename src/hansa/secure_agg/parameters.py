@@ -95,9 +95,11 @@ class Terms:
         participants: Members n of the roster.
         mode: "quorum", or "strict"; the latter where n = 3 and nothing is said.
         bits: Width of a quantised entry.
+        noise_contributors: Fewest members whose updates may be in a sum that is opened, T to n, because only that many shares of
+            noise make it private (`privacy.distributed`); 0 where T is enough. Then entries are packed without bounds (`wrapping`).
 
     Raises:
-        InvalidValue: Another mode, or a width out of bounds.
+        InvalidValue: Another mode, a width or a number out of bounds.
         CohortTooSmall: n < 3, or quorum with n = 3, where any dropout would leave a sum of two.
         CohortTooLarge: See `Layout`.
 
@@ -105,11 +107,13 @@ class Terms:
         - threshold T = floor(2n/3) + 1 in quorum mode, n in strict mode.
         - `colluders` = 2T - n - 1, but n - 2 at most: so many members may side with a coordinator that tells
           different members different things.
+        - `hash` differs for members that are configured differently.
     """
 
     participants: int
     mode: str = ""
     bits: int = 8
+    noise_contributors: int = 0
 
     def __post_init__(self) -> None:
         Layout(participants=self.participants, bits=self.bits)
@@ -119,6 +123,10 @@ class Terms:
             raise InvalidValue(f"mode = {self.mode!r} is neither {QUORUM!r} nor {STRICT!r}")
         if self.mode == QUORUM and self.participants == 3:
             raise CohortTooSmall("3 participants cannot lose one; use strict mode")
+        if self.noise_contributors and not self.threshold <= self.noise_contributors <= self.participants:
+            raise InvalidValue(
+                f"noise_contributors = {self.noise_contributors} is not in {self.threshold}..{self.participants}"
+            )
 
     @property
     def strict(self) -> bool:
@@ -129,6 +137,11 @@ class Terms:
     def threshold(self) -> int:
         """T: members that must remain, and shares that recover a secret."""
         return self.participants if self.strict else 2 * self.participants // 3 + 1
+
+    @property
+    def least_roster(self) -> int:
+        """Members whose uploads must be in a sum that is opened: T, or the noise contributors where they are more."""
+        return max(self.threshold, self.noise_contributors)
 
     @property
     def dropouts(self) -> int:
@@ -157,6 +170,9 @@ class Terms:
             PLAIN_MODULUS,
             TAG_SLOTS,
             *COEFFICIENT_MODULUS_BITS,
+            *(
+                [self.noise_contributors] if self.noise_contributors else []
+            ),  # terms from before this key keep their hash
         )
         return labelled_hash(
             labels.PARAMETERS, self.mode.encode(), *(number.to_bytes(8, "big") for number in numbers)

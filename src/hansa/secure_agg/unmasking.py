@@ -27,12 +27,12 @@ from hansa.secure_agg.cohort import open_each, transcript_link, verify_round
 from hansa.secure_agg.epoch import Epoch
 from hansa.secure_agg.masks import net_mask, pair_seed, pair_sign, self_seed, take_mask
 from hansa.secure_agg.messages import Package, Release
-from hansa.secure_agg.packing import unpack_sum
 from hansa.secure_agg.parameters import SLOTS
 from hansa.secure_agg.recovery import Leaves, recover_secrets
 from hansa.secure_agg.sealing import release_key, unseal
 from hansa.secure_agg.shamir import SHARE_BYTES
 from hansa.secure_agg.tag import SumTag
+from hansa.secure_agg.wrapping import unpack_update_sum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -67,16 +67,17 @@ def open_sum(
     Raises:
         MalformedCiphertext: The aggregate cannot be decrypted.
         AggregateTagMismatch: It is not the sum of the roster's uploads.
-        AggregateRangeViolation: A member uploaded levels out of bounds.
+        AggregateRangeViolation: A member uploaded levels out of bounds. Not where noise is distributed: there are none.
 
     Guarantees:
-        - The total is the sum of the levels that the roster uploaded, integer for integer.
+        - The total is the sum of the levels that the roster uploaded, integer for integer; where noise is distributed, modulo the
+          range of a lane.
     """
     slots = np.concatenate([epoch.he_key.decrypt(ciphertext) for ciphertext in view.aggregate])
     if mask is not None:
         slots = take_mask(slots, mask)
     data = SumTag(epoch.group_key, attempt.cohort_hash).verify(slots, len(view.headers))
-    total = unpack_sum(data, epoch.terms.layout, count, len(view.headers))
+    total = unpack_update_sum(data, epoch.terms, count, len(view.headers))
     link = transcript_link(epoch.group_key, attempt.transcript, view.roster_hash, view.aggregate_hash, total)
     return Opened(
         total=total,

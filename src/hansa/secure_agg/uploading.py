@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from hansa.errors import (
     AlreadyReleased,
     CiphertextSizeMismatch,
-    CohortTooSmall,
     InvalidValue,
     KeyRotationDue,
     NotInCohort,
@@ -45,6 +44,7 @@ from hansa.secure_agg.attempt import (
     release_record,
     save,
     save_attempt,
+    verify_cohort_size,
 )
 from hansa.secure_agg.cohort import ciphertext_list_hash, cohort_hash, open_each, state_tag
 from hansa.secure_agg.epoch import Epoch
@@ -53,11 +53,11 @@ from hansa.secure_agg.ledger_heads import NO_LEDGER
 from hansa.secure_agg.masks import add_mask, net_mask, pair_seed, pair_sign, self_seed
 from hansa.secure_agg.messages import Envelope, Package, RoundBody, UploadHeader, open_signed, sign_message
 from hansa.secure_agg.packages import OwnPackage, make_package, open_shares, verify_form
-from hansa.secure_agg.packing import pack
 from hansa.secure_agg.parameters import SLOTS
 from hansa.secure_agg.store import Store
 from hansa.secure_agg.tag import SumTag
 from hansa.secure_agg.voiding import MOST_FAILURES, failures
+from hansa.secure_agg.wrapping import pack_update
 
 UNUSED_PACKAGES = 2
 HASH_BYTES = 32
@@ -263,7 +263,7 @@ class UploadMachine:
             KeyRotationDue: Two sums under this epoch's keys could not be opened.
             AlreadyReleased: Shares were released for this model state (I2).
             MalformedMessage, UnknownSender, BadSignature, WrongSession, WrongEpoch: See `messages.open_signed`.
-            DuplicateMember, CohortTooSmall, NotInCohort: The cohort is not one.
+            DuplicateMember, CohortTooSmall, TooLittleNoise, NotInCohort: The cohort is not one, or too small.
             StateRollback: A peer made its package in a later round.
             PackageReuse: A package was used before (I1), or two members show the same key.
             OwnKeyMismatch: The package under the own name is not one of the unused own ones.
@@ -312,8 +312,7 @@ class UploadMachine:
 
     def _verify_cohort(self, round_index: int, found: dict[str, Package]) -> OwnPackage:
         terms, name = self._epoch.terms, self._epoch.participant
-        if len(found) < terms.threshold:
-            raise CohortTooSmall(f"a cohort of {len(found)} is below the threshold {terms.threshold}")
+        verify_cohort_size(terms, len(found))
         if name not in found:
             raise NotInCohort(f"{name!r} is not in the cohort of round {round_index}")
         used = self._used()
@@ -347,7 +346,7 @@ class UploadMachine:
         Raises:
             OutOfOrder: No attempt is running.
             UploadReuse: The masks were used, or the process was restarted since `start`: this attempt is abandoned.
-            UpdateShapeMismatch, UpdateOutOfRange: See `packing.pack`; nothing was masked, the step can be repeated.
+            UpdateShapeMismatch, UpdateOutOfRange: See `wrapping.pack_update`; nothing was masked, the step can be repeated.
             MalformedMessage: A peer's mask key is of low order.
 
         Guarantees:
@@ -359,7 +358,7 @@ class UploadMachine:
             raise UploadReuse(
                 f"round {attempt.round} attempt {attempt.attempt} has its upload or was interrupted"
             )
-        slots = pack(levels, self._epoch.terms.layout)
+        slots = pack_update(levels, self._epoch.terms)
         own, self._own = self._own, None  # before any mask exists: whatever fails from here, no second upload
         tagged = SumTag(self._epoch.group_key, attempt.cohort_hash).append(slots)
         masked = add_mask(tagged, net_mask(self._mask_seeds(attempt, own), tagged.size))

@@ -2,6 +2,7 @@
 
 from alembic import context
 
-context.configure(connection=context.config.attributes["connection"], target_metadata=None)
-with context.begin_transaction():
-    context.run_migrations()
+if __name__ == "env_py":  # the name under which alembic runs this file; an import of it does nothing
+    context.configure(connection=context.config.attributes["connection"], target_metadata=None)
+    with context.begin_transaction():
+        context.run_migrations()
