@@ -64,6 +64,7 @@ class DoctorSite:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.ahead, self.failures = folder, 0.0, []
+        self.places: dict[str, ParticipantHome] = {}
         plan = FoundingPlan(
             name="northern-banks",
             folder=folder / "coordinator",
@@ -150,6 +151,7 @@ class DoctorSite:
         finish_enrolment(place, registry.collect(ask_for_enrolment(place, now)), now)
         place.take_revocations(self.office.revocations.current(), now)
         self.front.update_members(flower_keys(registry.members))
+        self.places[name] = place
         return place
 
     def revoke(self, name: str) -> None:
@@ -163,8 +165,11 @@ class DoctorSite:
         source.write_bytes(b"a model")
         digest, length = keep_model(self.home.models, source)
         author, now = self.home.author("admin"), utc_now()
-        names = [f"bank-{number}" for number in (1, 2, 3)]
-        invited = [Member(name=name, identity=name.ljust(32).encode()) for name in names]
+        for name in {"bank-1", "bank-2", "bank-3"} - self.places.keys():
+            self.enrol(name)
+        invited = [
+            Member(name=name, identity=self.places[name].identity().public) for name in sorted(self.places)
+        ]
         body = Proposal(
             consortium=self.home.consortium.fingerprint,
             study_id=bytes.fromhex(study.id),

@@ -4,7 +4,6 @@ import http.server
 import socket
 import ssl
 import threading
-import time
 from datetime import timedelta
 
 import pytest
@@ -183,7 +182,8 @@ def test_a_superlink_that_is_down_is_told_from_a_door_that_is_closed(doctor_site
     doctor_site.superlink.server_close()
     findings = examine(place)
     assert told(findings, "door_fleet") == ("fail", "coordinator_unreachable")
-    assert "503" in findings["door_fleet", ""].cause or "unavailable" in findings["door_fleet", ""].cause
+    assert "SuperLink is being restarted" in findings["door_fleet", ""].cause
+    assert findings["door_fleet", ""].mend == doctor_network.LOOK_THERE
 
 
 def test_a_flower_key_that_is_not_the_enrolments_is_named(doctor_site):
@@ -200,12 +200,13 @@ def test_a_clock_that_is_off_is_told(doctor_site, ahead, level):
     findings = examine(doctor_site.enrol())
     assert findings["clock", ""].level == level
     if level != "ok":
-        assert f"{ahead:+d} s" in findings["clock", ""].cause
+        shown = int(findings["clock", ""].cause.split("clock is ")[1].split(" s")[0])
+        assert shown == pytest.approx(ahead, abs=3)
         assert findings["clock", ""].mend == "timedatectl set-ntp true"
 
 
 def test_the_way_there_and_back_is_no_difference_of_clocks():
-    began, ended = utc_now().replace(microsecond=900_000), None
+    began = utc_now().replace(microsecond=900_000)
     ended = began + timedelta(seconds=4)
     text = "%Y-%m-%dT%H:%M:%SZ"
     for seconds in range(5):
@@ -259,13 +260,6 @@ def test_an_agent_renews_certificates_that_have_ended(doctor_site):
         channel.close()
     assert asked == []
     assert answer.body.number == 2
-
-
-def test_the_doctor_takes_seconds_only_where_nobody_answers(doctor_site, monkeypatch):
-    place = doctor_site.enrol()
-    began = time.monotonic()
-    examine(place)
-    assert time.monotonic() - began < 20
 
 
 def test_the_own_certificate_is_shown_where_it_is_asked_for(certified):

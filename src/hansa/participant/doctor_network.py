@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from hansa.errors import (
     CertificateRejected,
+    CoordinatorUnreachable,
     FlowerRefused,
     InvalidValue,
     NodeNotAccepted,
@@ -36,6 +37,7 @@ from hansa.participant.fleet_client import FleetClient, client_tls
 from hansa.secure_agg.identity import SESSION_BYTES
 
 INVITE_AGAIN = "hansa participant join INVITATION.json --home NEW_HOME"
+LOOK_THERE = "at the coordinator: hansa coordinator doctor"  # the door opens, and what is behind it does not answer
 
 
 def look_at_enrolment_door(place: Examination) -> Iterator[Finding]:
@@ -97,6 +99,9 @@ def _member_door(
         except (CertificateRejected, NotAMember) as error:
             yield failure(error, INVITE_AGAIN)
             return
+        except CoordinatorUnreachable as error:
+            yield failure(error, LOOK_THERE)
+            return
     yield ok(f"{address} at {reached} knows this participant")
 
 
@@ -116,6 +121,9 @@ def look_at_fleet_door(place: Examination) -> Iterator[Finding]:
             pass  # the SuperLink itself has answered: it knows no such run, or no node of this number
         except CertificateRejected as error:
             yield failure(error, INVITE_AGAIN)
+            return
+        except CoordinatorUnreachable as error:
+            yield failure(error, LOOK_THERE)
             return
     yield ok(f"{address} at {reached} lets this participant through to the SuperLink")
 
