@@ -114,7 +114,7 @@ class DoctorSite:
         )
         self.consortium.add(CONSORTIUM, add_ConsortiumServicer_to_server, documents)
         self.front = serve_front(
-            superlink="127.0.0.1:{}".format(self.superlink.server_address[1]),
+            superlink=f"127.0.0.1:{self.superlink.server_address[1]}",
             certificate=home.tls_files.certificate,
             key=home.tls_files.key,
             authority=home.consortium.authority,

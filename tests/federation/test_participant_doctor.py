@@ -128,7 +128,7 @@ def test_who_takes_the_connection_and_says_nothing_is_named(certified):
 
 
 def test_who_speaks_no_tls_is_named(certified, doctor_site):
-    address = "127.0.0.1:{}".format(doctor_site.superlink.server_address[1])
+    address = f"127.0.0.1:{doctor_site.superlink.server_address[1]}"
     with pytest.raises((AuthenticationFailed, CoordinatorUnreachable)) as caught:
         knock(certified, address)
     assert "TLS" in caught.value.message or "handshake" in caught.value.message
@@ -169,7 +169,7 @@ def test_a_certificate_of_the_coordinator_that_has_ended_is_named(doctor_site, c
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         with pytest.raises(AuthenticationFailed, match="has ended") as caught:
-            knock(certified, "127.0.0.1:{}".format(server.server_address[1]), seconds=2.0)
+            knock(certified, f"127.0.0.1:{server.server_address[1]}", seconds=2.0)
         assert caught.value.hint.startswith("timedatectl")
     finally:
         server.shutdown()

@@ -116,7 +116,7 @@ def look_at_days(place: Examination) -> Iterator[Finding]:
     """Look at the time that the certificates have left; the agent asks for new ones when a third of it is."""
     body: Enrolment = place.home.enrolment().body
     run = place.command("participant run")
-    yield look_at_window("the certificates", body.not_before, body.not_after, place.now(), mend=run)
+    yield look_at_window("the enrolment", body.not_before, body.not_after, place.now(), mend=run)
 
 
 def look_at_revocations(place: Examination) -> Iterator[Finding]:

@@ -37,7 +37,9 @@ from hansa.participant.fleet_client import FleetClient, client_tls
 from hansa.secure_agg.identity import SESSION_BYTES
 
 INVITE_AGAIN = "hansa participant join INVITATION.json --home NEW_HOME"
-LOOK_THERE = "at the coordinator: hansa coordinator doctor"  # the door opens, and what is behind it does not answer
+LOOK_THERE = (
+    "at the coordinator: hansa coordinator doctor"  # the door opens, and what is behind it does not answer
+)
 
 
 def look_at_enrolment_door(place: Examination) -> Iterator[Finding]:
