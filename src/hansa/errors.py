@@ -62,6 +62,7 @@ Error
 ├── TrainingDiverged              exit 1    a public training ended in numbers that are not finite
 ├── WorkerFailed                  exit 1    a worker process of the embedded consortium died
 ├── CheckTimedOut                 exit 1    a check of the doctor did not end in time
+├── CommandFailed                 exit 1    a command of the demonstration's cluster failed
 ├── InternalFailure               exit 1    something failed that hansa did not foresee
 └── Interrupted                   exit 130  stopped by the user
 
@@ -1352,6 +1353,13 @@ class CheckTimedOut(Error):
 
     code = "check_timed_out"
     default_hint = "run the doctor again when the machine is less busy"
+
+
+class CommandFailed(Error):
+    """A command of the demonstration's cluster failed; its own words are in the message."""
+
+    code = "command_failed"
+    default_hint = "look at the log files in the cluster's folder"
 
 
 class InternalFailure(Error):
