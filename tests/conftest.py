@@ -211,3 +211,11 @@ def small_study(tiny: ModuleType) -> "Study":
 def small(tmp_path: Path, tiny: ModuleType, small_study: "Study") -> Any:
     """A coordinator's home and three members' homes, enrolled, with data and policies; needs sockets to find free ports."""
     return _plain_module("small_consortium").SmallConsortium(tmp_path, small_study, tiny)
+
+
+@pytest.fixture
+def doctor_site(tmp_path: Path) -> Iterator[Any]:
+    """A coordinator with its four doors, and members that a doctor examines."""
+    found = _plain_module("doctor_site").DoctorSite(tmp_path)
+    yield found
+    found.close()

@@ -17,13 +17,16 @@ from pathlib import Path
 
 from hansa.errors import ConfigurationError, EnrolmentPending, Error, PolicyRefusal, TransportError
 from hansa.federation.answers import Approval
+from hansa.federation.documents import Document
+from hansa.federation.enrolments import Enrolment
+from hansa.federation.requests import RenewalRequest
 from hansa.federation.tls_files import TlsSource
 from hansa.participant.consortium_client import ConsortiumClient
 from hansa.participant.coordinator_channel import CoordinatorChannel, Patience
 from hansa.participant.dataset_file import load_datasets
 from hansa.participant.enrolment_client import EnrolmentClient
 from hansa.participant.home import ParticipantHome
-from hansa.participant.renewing import begin_renewal, finish_renewal, renewal_is_due
+from hansa.participant.renewing import renew_if_due
 from hansa.participant.seat import Seat, data_set_policy
 from hansa.participant.study_desk import DeskStudy, StudyDesk, verify_allowed
 
@@ -243,21 +246,19 @@ class AgentWork:
         return self._now() > self._home.enrolment().body.not_after
 
     def _renew(self) -> None:
-        if not renewal_is_due(self._home.enrolment().body, self._now()):
-            return
         try:
-            request = begin_renewal(self._home, self._now())
-            if self._have_ended():
-                addresses, authority = self._home.settings.addresses, self._home.consortium.authority
-                with EnrolmentClient(addresses.enrolment, authority) as client:
-                    enrolment = client.renew(request)
-            else:
-                enrolment = self._client.renew(request)
+            if renew_if_due(self._home, self._ask_renewal, self._now()):
+                self._note("certificates_renewed", until=str(self._home.enrolment().body.not_after))
         except EnrolmentPending as error:
             self._report("renewal", error)
-            return
-        finish_renewal(self._home, enrolment, self._now())
-        self._note("certificates_renewed", until=str(self._home.enrolment().body.not_after))
+
+    def _ask_renewal(self, request: Document[RenewalRequest]) -> Document[Enrolment]:
+        """Ask at the consortium's door; with certificates that have ended, at the one for those who have none."""
+        if self._now() < self._home.enrolment().body.not_after:
+            return self._client.renew(request)
+        home = self._home
+        with EnrolmentClient(home.settings.addresses.enrolment, home.consortium.authority) as client:
+            return client.renew(request)
 
 
 def open_work(
