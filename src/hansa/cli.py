@@ -123,7 +123,8 @@ def demo_bank(
 ) -> None:
     """Let banks fine-tune one model on the UCI credit-default data, every layer of protection on."""
     from hansa.demo.display import make_display
-    from hansa.demo.report import prepare_directory, report_json, write_report
+    from hansa.demo.report import report_json, write_report
+    from hansa.reports.files import prepare_directory
 
     started = time.monotonic()
     if seed < 0:

@@ -193,6 +193,7 @@ class ParticipantNode(NodeCore):
             raise OutOfOrder(f"round {round_index} cannot be left behind before {self.state.round + 1}")
         link = machine.skip(round_index, attempt, voids, transcript=self.state.transcript)
         with self._advancing():
+            self.rosters.note_void(round_index)
             self.state.skip(link)
             self._progress = replace(
                 self._progress, result=b"", roster_hash=b"", awaits_close=None, contributors=0

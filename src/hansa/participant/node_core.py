@@ -23,6 +23,7 @@ from hansa.participant.node_state import (
     save_state,
 )
 from hansa.participant.policy import Policy
+from hansa.participant.round_rosters import RoundRosters
 from hansa.participant.seen_heads import heads_apart, keep_heads, kept_heads, seen_head_as_json
 from hansa.participant.shared_state import SharedState
 from hansa.participant.trainer import Rows
@@ -109,6 +110,7 @@ class NodeCore:
             random_bytes=random.bytes,
             certificate=certificate,
         )
+        self.rosters = RoundRosters(state_directory, study.id)
         self.state, self._progress = load_state(store, SharedState(values=layout.gather(model)))
         self.faulty_holders: set[str] = set()
         self._recover()
@@ -146,6 +148,7 @@ class NodeCore:
     def _apply(self, round_index: int, opened: Opened) -> None:
         """Take the optimizer step, in memory."""
         self.faulty_holders.update(opened.faulty_holders)
+        self.rosters.note_sum(round_index, self._roster.participants, opened.contributors)
         self.updates.apply(self.state, round_index, opened, self._group_key())
 
     def _contributors(self, opened: Opened) -> int:
