@@ -225,6 +225,27 @@ class Cluster:
             found[name] = str(json.loads(config.read_bytes())["training"]["state"])
         return found
 
+    def report(self, folder: Path) -> None:
+        """Step 7: every participant signs its statement, and an auditor makes the privacy report of all of them."""
+        for name in self.names:
+            home = self.home(name)
+            for ledger in sorted(home.glob("ledger-*.jsonl")):
+                self.words(
+                    "audit", "statement", str(ledger), "--home", str(home), "--policy", str(home / "policy.toml"),
+                    "--output", str(home / f"statement-{name}.json"),
+                )  # fmt: skip
+        self.words(
+            "audit",
+            "report",
+            str(self.folder),
+            "--output",
+            str(folder),
+            "--format",
+            "html",
+            "--format",
+            "json",
+        )
+
 
 def in_a_process(arguments: list[str]) -> tuple[int, str, str]:
     """Run a command as people do: in a process of its own."""
