@@ -69,13 +69,17 @@ class Cluster:
         Raises:
             CommandFailed: It ended with another status than 0, or not in time.
         """
-        status, out, words = self.command([*arguments, "--json"])
+        found: dict[str, Any] = json.loads(self.words(*arguments, "--json"))
+        return found
+
+    def words(self, *arguments: str) -> str:
+        """Run a command and give what it prints; raises as `hansa`."""
+        status, out, words = self.command(list(arguments))
         if status:
             raise CommandFailed(
                 f"hansa {' '.join(arguments[:3])} ended with {status}: {words.strip()[-2000:]}"
             )
-        found: dict[str, Any] = json.loads(out)
-        return found
+        return out
 
     def spawn(self, name: str, *arguments: str) -> None:
         """Start a daemon; its log goes to a file beside its home."""
