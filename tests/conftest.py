@@ -198,6 +198,21 @@ def house_of_members(federated: ModuleType) -> Any:
     return federated.House()
 
 
+@pytest.fixture(scope="session")
+def small_study(tiny: ModuleType) -> "Study":
+    """The tiny study for three members in strict mode, one round."""
+    from hansa.study import parse_study
+
+    text = tiny.TINY_STUDY.replace('"quorum"', '"strict"').replace("participants = 4", "participants = 3")
+    return parse_study(text.replace("rounds = 2", "rounds = 1"))
+
+
+@pytest.fixture
+def small(tmp_path: Path, tiny: ModuleType, small_study: "Study") -> Any:
+    """A coordinator's home and three members' homes, enrolled, with data and policies; needs sockets to find free ports."""
+    return _plain_module("small_consortium").SmallConsortium(tmp_path, small_study, tiny)
+
+
 @pytest.fixture
 def doctor_site(tmp_path: Path) -> Iterator[Any]:
     """A coordinator with its four doors, and members that a doctor examines."""

@@ -114,7 +114,7 @@ class StudyRunner:
             except Error as error:
                 pause = _FIRST_PAUSE_SECONDS if run.rounds_done > before else pause
                 self._waits(run, error, pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                pause = min(1.5 * pause, _LONGEST_PAUSE_SECONDS)
             except Exception as error:
                 self._log.exception("study_failed", study=run.name, kind=type(error).__name__)
                 self._failed(study, run, InternalFailure(f"{type(error).__name__} in the round loop"))

@@ -6,9 +6,12 @@
 4 starts, commands   verified and kept
 5 seats              a node for every study that was started here and is not over
 6 renewal            new certificates when a third of the time is left
+
+Certificates that have ended open no door but the enrolment service's; so then the renewal comes first, and there.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
@@ -17,8 +20,9 @@ from hansa.federation.answers import Approval
 from hansa.federation.documents import Document
 from hansa.federation.enrolments import Enrolment
 from hansa.federation.requests import RenewalRequest
+from hansa.federation.tls_files import TlsSource
 from hansa.participant.consortium_client import ConsortiumClient
-from hansa.participant.coordinator_channel import CoordinatorChannel
+from hansa.participant.coordinator_channel import CoordinatorChannel, Patience
 from hansa.participant.dataset_file import load_datasets
 from hansa.participant.enrolment_client import EnrolmentClient
 from hansa.participant.home import ParticipantHome
@@ -27,6 +31,7 @@ from hansa.participant.seat import Seat, data_set_policy
 from hansa.participant.study_desk import DeskStudy, StudyDesk, verify_allowed
 
 Report = Callable[[str, Error], None]
+_CALL_SECONDS = 20.0
 
 
 class AgentWork:
@@ -47,6 +52,7 @@ class AgentWork:
         - What goes wrong with one study keeps no other from its seat.
         - A policy approves only a study whose id its owner wrote into it.
         - A study that was stopped has no seat.
+        - A member whose certificates have ended gets new ones by itself, as long as it is a member.
     """
 
     def __init__(
@@ -71,12 +77,23 @@ class AgentWork:
         """Seats by session."""
         return self._seats
 
+    def awaits_seat(self, session: str) -> bool:
+        """Whether this participant approved the study of a session and has no seat in it yet; any thread may ask."""
+        if session in self._seats or session in self._failed:
+            return False
+        return any(
+            study.session == session and study.state in ("approved", "started", "paused")
+            for study in self.desk.all()
+        )
+
     def look(self) -> bool:
         """Do everything once; tell whether something is awaited, so that the next look should come soon.
 
         Raises:
             TransportError: The coordinator cannot be reached; nothing was changed, and it can be tried again.
         """
+        if self._have_ended():
+            self._try("renewal", self._renew)
         self._try("revocation_list", self._client.revocations)
         self._try("proposals", self._take_proposals)
         studies = self.desk.all()
@@ -84,6 +101,12 @@ class AgentWork:
             self._try("study", lambda study=study: self._advance(study))  # type: ignore[misc]
         self._try("renewal", self._renew)
         return any(study.state in ("undecided", "approved") for study in self.desk.all())
+
+    def finish(self) -> None:
+        """Write the models of studies whose rounds are all applied, and get up from them; asks nobody."""
+        for study in self.desk.all():
+            if study.session in self._seats:
+                self._try("study", lambda study=study: self._sit_down(study))  # type: ignore[misc]
 
     def reload(self) -> None:
         """Read the policies again; a seat whose policy cannot be read any more gets up."""
@@ -93,6 +116,10 @@ class AgentWork:
             except Error as error:
                 self._report("policy", error)
                 self._get_up(session)
+
+    def give_up(self) -> None:
+        """Let whatever waits for the aggregator fail at once; what was sent is not lost."""
+        self._aggregator.give_up()
 
     def close(self) -> None:
         """Get up from all seats."""
@@ -215,6 +242,9 @@ class AgentWork:
     def _get_up(self, session: str) -> None:
         self._seats.pop(session).close()
 
+    def _have_ended(self) -> bool:
+        return self._now() > self._home.enrolment().body.not_after
+
     def _renew(self) -> None:
         try:
             if renew_if_due(self._home, self._ask_renewal, self._now()):
@@ -229,3 +259,27 @@ class AgentWork:
         home = self._home
         with EnrolmentClient(home.settings.addresses.enrolment, home.consortium.authority) as client:
             return client.renew(request)
+
+
+def open_work(
+    stack: ExitStack,
+    home: ParticipantHome,
+    *,
+    now: Callable[[], datetime],
+    report: Report,
+    note: Callable[..., None],
+) -> AgentWork:
+    """Open the ways to the coordinator and make the agent's work on them; `stack` closes all of it."""
+    tls, addresses = TlsSource(home.tls_files), home.settings.addresses
+
+    def channel(address: str, patience: Patience) -> CoordinatorChannel:
+        made = CoordinatorChannel(address, tls=tls, participant=home.name, patience=patience, clock=now)
+        stack.callback(made.close)
+        return made
+
+    consortium = channel(addresses.consortium, Patience(deadline_seconds=_CALL_SECONDS))
+    client = ConsortiumClient(home, consortium, now)
+    aggregator = channel(addresses.aggregator, Patience())
+    work = AgentWork(home, client, aggregator, now=now, report=report, note=note)
+    stack.callback(work.close)
+    return work
