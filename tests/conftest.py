@@ -255,3 +255,9 @@ def audit_place(sound_folder: Path, tmp_path: Path) -> Path:
     place = tmp_path / "copy"
     shutil.copytree(sound_folder, place)
     return place
+
+
+@pytest.fixture(scope="session")
+def cluster_parts() -> ModuleType:
+    """Processes of a whole consortium, proxies before its doors, and what they write down."""
+    return _plain_module("cluster_parts")

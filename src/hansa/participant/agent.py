@@ -73,7 +73,7 @@ class Agent:
         self._home, self._manager, self._now = home, manager or ServiceManager(), now
         self._log = log("participant")
         self._said: dict[str, tuple[str, float]] = {}
-        self._reload, self._look_now = threading.Event(), threading.Event()
+        self._reload = threading.Event()
         self._looked_at: float | None = None
         self._problem = ""
         self._metrics: ParticipantMetrics | None = None
@@ -94,6 +94,7 @@ class Agent:
         """
         with ExitStack() as stack:
             work = open_work(stack, self._home, now=self._now, report=self._report, note=self._note)
+            work.resume()  # before the coordinator can ask for what this participant was in the middle of
             fleet = self._fleet()
             self._open_page(stack, fleet)
             failures: list[BaseException] = []
@@ -133,8 +134,8 @@ class Agent:
                 work.reload()
                 self._manager.ready(self._status(work, fleet))
                 self._log.info("policies_reloaded")
-            if time.monotonic() >= due or self._look_now.is_set():
-                self._look_now.clear()
+            if time.monotonic() >= due or work.is_asked_for.is_set():
+                work.is_asked_for.clear()
                 try:
                     awaited = work.look()
                     pause, retry = (_SOON_SECONDS if awaited else _LATER_SECONDS), _FIRST_RETRY_SECONDS
@@ -148,7 +149,14 @@ class Agent:
             self._manager.alive()
             self._measure(work, fleet)
             self._write_status(work, fleet)
-            self._look_now.wait(beat)
+            self._rest(beat, work, stop)
+
+    def _rest(self, seconds: float, work: AgentWork, stop: threading.Event) -> None:
+        """Do nothing for a moment, or until something has to be done."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not stop.wait(0.2):
+            if work.is_asked_for.is_set() or self._reload.is_set():
+                return
 
     def _open_page(self, stack: ExitStack, fleet: FleetConnection) -> None:
         asked = self._home.settings.metrics
@@ -205,13 +213,7 @@ class Agent:
         failures: list[BaseException],
     ) -> None:
         def find(session: str) -> Callable[[Message, Context], Message] | None:
-            """Give the seat; where one is about to be taken, wait for it instead of refusing the first requests."""
-            end = time.monotonic() + _SEAT_SECONDS
-            while session not in work.seats and work.awaits_seat(session) and not stop.is_set():
-                self._look_now.set()
-                if time.monotonic() > end or stop.wait(0.2):
-                    break
-            return work.seats.get(session)
+            return work.seat_for(session, _SEAT_SECONDS, stop)
 
         try:
             fleet.run(session_handler(find, report=lambda error: self._report("request", error)), stop)
