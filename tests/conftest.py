@@ -203,6 +203,29 @@ def house_of_members(federated: ModuleType) -> Any:
 
 
 @pytest.fixture(scope="session")
+def small_study(tiny: ModuleType) -> "Study":
+    """The tiny study for three members in strict mode, one round."""
+    from hansa.study import parse_study
+
+    text = tiny.TINY_STUDY.replace('"quorum"', '"strict"').replace("participants = 4", "participants = 3")
+    return parse_study(text.replace("rounds = 2", "rounds = 1"))
+
+
+@pytest.fixture
+def small(tmp_path: Path, tiny: ModuleType, small_study: "Study") -> Any:
+    """A coordinator's home and three members' homes, enrolled, with data and policies; needs sockets to find free ports."""
+    return _plain_module("small_consortium").SmallConsortium(tmp_path, small_study, tiny)
+
+
+@pytest.fixture
+def doctor_site(tmp_path: Path) -> Iterator[Any]:
+    """A coordinator with its four doors, and members that a doctor examines."""
+    found = _plain_module("doctor_site").DoctorSite(tmp_path)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
 def audits() -> ModuleType:
     """The parts of an auditor's folder."""
     return _plain_module("audit_folder")
@@ -232,3 +255,9 @@ def audit_place(sound_folder: Path, tmp_path: Path) -> Path:
     place = tmp_path / "copy"
     shutil.copytree(sound_folder, place)
     return place
+
+
+@pytest.fixture(scope="session")
+def cluster_parts() -> ModuleType:
+    """Processes of a whole consortium, proxies before its doors, and what they write down."""
+    return _plain_module("cluster_parts")

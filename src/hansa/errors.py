@@ -62,6 +62,7 @@ Error
 │       └── SpoolQuotaExceeded (exit 75)
 ├── TrainingDiverged              exit 1    a public training ended in numbers that are not finite
 ├── WorkerFailed                  exit 1    a worker process of the embedded consortium died
+├── CheckTimedOut                 exit 1    a check of the doctor did not end in time
 ├── CommandFailed                 exit 1    a command of the demonstration's cluster failed
 ├── InternalFailure               exit 1    something failed that hansa did not foresee
 └── Interrupted                   exit 130  stopped by the user
@@ -1375,6 +1376,13 @@ class WorkerFailed(Error):
 
     code = "worker_failed"
     default_hint = "run the command again with --verbose; a killed worker often means too little memory"
+
+
+class CheckTimedOut(Error):
+    """A check of a side's own set-up did not end in the time that it has."""
+
+    code = "check_timed_out"
+    default_hint = "run the doctor again when the machine is less busy"
 
 
 class CommandFailed(Error):

@@ -18,6 +18,7 @@ from hansa.participant.coordinator_channel import CoordinatorChannel
 from hansa.participant.data_rows import open_data
 from hansa.participant.dataset_file import load_datasets
 from hansa.participant.home import ParticipantHome
+from hansa.participant.metrics import EpsilonStanding
 from hansa.participant.node import ParticipantNode
 from hansa.participant.policy import Policy
 from hansa.participant.policy_file import load_policy
@@ -64,8 +65,9 @@ class Seat:
             raise OutOfOrder(f"the study {study.name!r} was not started")
         self.study, self._home, self._folder = study, home, folder
         self._lock = threading.Lock()
+        self._standing: tuple[object, tuple[EpsilonStanding, ...]] = (None, ())
         body, self._agreement = study.proposal.body, study.proposal.body.agreement()
-        policy = seat_policy(home.folder, study)
+        self._policy = policy = seat_policy(home.folder, study)
         verify_allowed(policy, study)
         loaded = load_base(base, self._agreement, sha256=body.base_model.hex())
         data = open_data(
@@ -119,7 +121,28 @@ class Seat:
         """Read the data set's policy again; the next request is checked against it. Raises as `load_policy`."""
         policy = seat_policy(self._home.folder, self.study)
         with self._lock:
+            self._policy = policy
             self.node.use_policy(policy)
+
+    def epsilon(self) -> tuple[EpsilonStanding, ...]:
+        """Tell what the data set has spent; as it was told last while a request is being answered, for that may take long."""
+        if not self._lock.acquire(blocking=False):
+            return self._standing[1]
+        try:
+            budget, policy = self.node.budget, self._policy
+            found = (policy, tuple(budget.spent()))
+            if found != self._standing[0]:  # composing takes a while, and there is news once a round
+                of_study = budget.epsilon(study=self._agreement.id)
+                self._standing = (
+                    found,
+                    (
+                        EpsilonStanding(scope="for_ever", spent=budget.epsilon(), limit=policy.epsilon_limit),
+                        EpsilonStanding(scope="study", spent=of_study, limit=policy.epsilon_per_study),
+                    ),
+                )
+            return self._standing[1]
+        finally:
+            self._lock.release()
 
     def save_model(self) -> Path:
         """Write the model that the study has trained so far; raises OutputNotWritable."""

@@ -81,9 +81,9 @@ class Budget:
         """Give what was reserved, of one study or in one month or both; see `spent.Spent`."""
         return [accounting.Mechanism(*one, count) for one, count in sorted(self._sum(study, month).items())]
 
-    def epsilon(self, further: Spending | None = None) -> float:
-        """Compute ε spent, and with a further round on top where one is given."""
-        steps = self._sum(None, None)
+    def epsilon(self, further: Spending | None = None, *, study: str | None = None) -> float:
+        """Compute ε spent, by all studies or by one, and with a further round on top where one is given."""
+        steps = self._sum(study, None)
         if further is not None:
             steps[further.mechanism] += further.steps
         return total_epsilon(steps, self.delta)
