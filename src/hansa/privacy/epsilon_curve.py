@@ -180,7 +180,9 @@ def _side_curve(
             everything, np.arange(low - int(origins[index]), high - int(origins[index]) + 1), mode="wrap"
         )
         log_finite = sum(int(count) * log for count, log in zip(counts, survives, strict=True) if count)
-        epsilons[index] = _epsilon(window, low, grid, _TAIL + 1.0 - math.exp(log_finite), float(left_R[index]))
+        epsilons[index] = _epsilon(
+            window, low, grid, _TAIL + 1.0 - math.exp(log_finite), float(left_R[index])
+        )
     return epsilons
 
 
