@@ -1,11 +1,11 @@
-"""Utility of the bank example under privacy: joint training against every bank alone, by ε, consortium, partition and kind of noise.
+"""Utility of the bank example under privacy: joint against every bank alone, by ε, consortium, partition and kind of noise.
 
     python benchmarks/utility.py [--quick] [--runs FILE] [--json FILE] [--figures FOLDER] [--check]
 
 Settings of every study come from the public recipe (`hansa study recipe`), which saw no row of this table. The joint model is
-simulated at the level of its engine (`hansa.demo.engine`): training, clipping, noise, rounding and optimizer are those that members
-run; masks and encryption carry exact sums, so results have the protocol's distribution. `--check` runs one setting through the embedded
-consortium as well, every layer on.
+simulated at the level of its engine (`hansa.demo.engine`): training, clipping, noise, rounding and optimizer are those that
+members run; masks and encryption carry exact sums, so results have the protocol's distribution. `--check` runs one setting
+through the embedded consortium as well, every layer on.
 
 Each run is written to the file of runs when it ends; a run that is there already is not repeated, so a stopped benchmark goes on.
 """
@@ -103,7 +103,9 @@ class Runs:
         if key not in self.found:
             started = time.process_time()
             self.found[key] = run()
-            print(f"{key}: {self.found[key]!s:.60}, {time.process_time() - started:.0f} CPU s", file=sys.stderr)
+            print(
+                f"{key}: {self.found[key]!s:.60}, {time.process_time() - started:.0f} CPU s", file=sys.stderr
+            )
             if self._path is not None:
                 partial = self._path.with_suffix(".partial")
                 partial.write_text(json.dumps(self.found, indent=1, sort_keys=True) + "\n")
@@ -177,7 +179,9 @@ class Place:
     def alone(self) -> dict[str, list[float]]:
         """Train each bank alone without privacy, in two ways; AUC of each bank's model on the same test rows."""
         ground, test = self.ground, self.ground.flat_test
-        own = [LabelledRows(features=test.features[rows], labels=test.labels[rows]) for rows in ground.own_test]
+        own = [
+            LabelledRows(features=test.features[rows], labels=test.labels[rows]) for rows in ground.own_test
+        ]
         logistic = local_logistic_auc(
             ground.flat_banks, public_features=ground.flat_public, test=test, own=own, seed=self._seed
         )
@@ -304,8 +308,11 @@ def rows_of(results: Results, conditions: str) -> list[Row]:
             table.append(
                 row(
                     f"{partition}: {most} banks against {few}, {name}",
-                    "%", gains(wide, narrow), conditions, goal=15.0,
-                )  # fmt: skip
+                    "%",
+                    gains(wide, narrow),
+                    conditions,
+                    goal=15.0,
+                )
             )
     return table + list(_scores(results, conditions))
 
@@ -361,7 +368,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=RUNS, help="file of runs; the benchmark goes on from it")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--figures", type=Path, help="also draw the figures into this folder")
-    parser.add_argument("--check", action="store_true", help="one setting through every layer, and as simulated")
+    parser.add_argument(
+        "--check", action="store_true", help="one setting through every layer, and as simulated"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     matrix = QUICK if options.quick else Matrix()

@@ -7,15 +7,20 @@
                 distributed   σ √K / (q N √(n h)) · (1 + √K / L),  h honest contributors, L grid levels a clip norm
     rate    of the server's Adam, from R
 
-Adam divides by the size of what it sees, so that an entry with nothing but noise moves as far as one with nothing but signal: the larger
-R, the smaller the step has to be. Everything else turned out flat: C between 0.25 and 1, T between 15 and 60 at equal ε.
-Where the numbers come from stands in `docs/utility.md`: UCI Adult and SUPPORT2, never the table of the bank example.
+Adam divides by the size of what it sees, so that an entry with nothing but noise moves as far as one with nothing but signal:
+the larger R, the smaller the step has to be. C between 0.25 and 1 turned out flat. Where the numbers come from stands in
+`docs/utility.md`: UCI Adult and SUPPORT2, never the table of the bank example.
 """
 
 import math
 from dataclasses import dataclass
 
+import torch
+
 from hansa.errors import InvalidValue
+from hansa.models.config import ModelConfig
+from hansa.models.pretraining import layout_of
+from hansa.models.transformer import FeatureTransformer
 from hansa.privacy.accounting import calibrate, epsilon_of
 from hansa.secure_agg.codec import kept_entries
 from hansa.secure_agg.parameters import MAXIMUM_BITS, layout_for
@@ -150,11 +155,12 @@ def recipe_for(
 
     Guarantees:
         - Depends on its arguments only: equal arguments give equal settings.
-        - `epsilon_spent` is at most `epsilon`, and with a noise multiplier of 0.001 less it would be above, unless σ is the least allowed.
+        - `epsilon_spent` is at most `epsilon`, and above it with σ less 0.001, unless σ is the least allowed.
         - σ does not grow with ε at equal q, and T is `ROUNDS` whatever the arguments are.
         - The learning rate does not grow with R, and lies between `RATE_LEAST` and `RATE_MOST`.
     """
-    _verify(epsilon, nominal_records, trained_entries, mode, colluders)
+    _verify(epsilon, delta, nominal_records, trained_entries)
+    _verify_mode(mode, colluders)
     sample_rate = _sample_rate(epsilon, delta, nominal_records)
     sigma = calibrate(epsilon=epsilon, delta=delta, sample_rate=sample_rate, steps=ROUNDS)
     bits = LOCAL_BITS if mode == "local" else _free_bits(participants)
@@ -181,23 +187,61 @@ def recipe_for(
         bits=bits,
         noise_multiplier=sigma,
         noise_ratio=ratio,
-        epsilon_spent=epsilon_of(
-            noise_multiplier=sigma, sample_rate=sample_rate, steps=ROUNDS, delta=delta
-        ),
+        epsilon_spent=epsilon_of(noise_multiplier=sigma, sample_rate=sample_rate, steps=ROUNDS, delta=delta),
+    )
+
+
+def trained_entries_of(study: Study) -> int:
+    """Count the entries that a study trains with every quantile bin in use: the real model has at most these."""
+    widths: dict[str, int] = {}
+    for column in study.data.columns:
+        own = study.model.quantile_bins + 2 if column.kind == "numeric" else len(column.values) + 1
+        widths[column.token] = widths.get(column.token, 1) + own
+    used_JZ = torch.arange(max(widths.values())) < torch.tensor(list(widths.values())).unsqueeze(1)
+    with torch.random.fork_rng(devices=[]):
+        return layout_of(study, FeatureTransformer(ModelConfig.of_study(study), used_JZ)).size
+
+
+def recipe_of(study: Study, *, epsilon: float | None = None) -> PrivacyRecipe:
+    """Choose the settings for a study's own ε, δ, participants, records, model and kind of noise; errors as of `recipe_for`.
+
+    Args:
+        study: The agreement.
+        epsilon: Another limit in place of its own.
+    """
+    privacy = study.privacy
+    return recipe_for(
+        epsilon=privacy.epsilon if epsilon is None else epsilon,
+        delta=privacy.delta,
+        participants=study.aggregation.participants,
+        nominal_records=privacy.nominal_records,
+        trained_entries=trained_entries_of(study),
+        mode=privacy.mode,
+        colluders=privacy.colluders,
+        strict=study.aggregation.mode == "strict",
     )
 
 
 def learning_rate_for(ratio: float) -> float:
-    """Give the server's learning rate for a ratio R of noise to clip norm: the largest up to a ratio, then its root less, two digits."""
+    """Give the server's learning rate for a ratio R of noise to clip norm, to two digits."""
     rate = RATE_MOST * min(1.0, math.sqrt(RATIO_OF_MOST / max(ratio, 1e-12)))
     return max(RATE_LEAST, float(f"{rate:.2g}"))
 
 
-def _verify(epsilon: float, nominal: int, entries: int, mode: str, colluders: int | None) -> None:
-    if not (0 < epsilon <= 100):
+def _verify(epsilon: float, delta: float, nominal: int, entries: int) -> None:
+    if not 0 < epsilon <= 100:
         raise InvalidValue(f"epsilon {epsilon:g} is not above 0 and at most 100")
-    if nominal < 1 or entries < 1:
-        raise InvalidValue(f"{nominal} records or {entries} trained entries are below 1")
+    if not 0 < delta <= 1e-3 or delta * nominal >= 1:
+        raise InvalidValue(f"delta {delta:g} is not above 0, at most 0.001 and below 1 / {nominal} records")
+    if SAMPLE_RATE_MOST * nominal < 1:
+        raise InvalidValue(
+            f"{nominal} records give less than 1 a step at the largest sample rate {SAMPLE_RATE_MOST:g}"
+        )
+    if entries < 1:
+        raise InvalidValue(f"{entries} trained entries are below 1")
+
+
+def _verify_mode(mode: str, colluders: int | None) -> None:
     if mode not in ("local", "distributed"):
         raise InvalidValue(f"mode {mode!r} is neither 'local' nor 'distributed'")
     if (mode == "distributed") != (colluders is not None):

@@ -1,7 +1,8 @@
-"""A whole study at the level of its engine: training, noise, rounding and the optimizer as members run them; no masks, no encryption.
+"""A whole study at the level of its engine: training, noise, rounding and optimizer as members run them; no masks, no encryption.
 
-What masks and encryption carry is an exact sum of integers (`tests/secure_agg`), so the model that comes out has the distribution of the
-protocol's; `tests/demo/test_engine.py` holds one study against the embedded consortium. It sees all participants' rows, as no study can.
+What masks and encryption carry is an exact sum of integers (`tests/secure_agg`), so the model that comes out has the
+distribution of the protocol's; `tests/demo/test_engine.py` holds one study against the embedded consortium. It sees all
+participants' rows, as no study can.
 """
 
 from collections.abc import Callable, Sequence
