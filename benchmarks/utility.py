@@ -26,8 +26,10 @@ from typing import Any
 for _library in ("OMP", "OPENBLAS", "MKL"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH keeps it out
 
 import torch
+from utility_figures import draw
 
 from hansa.demo import arms
 from hansa.demo.arena import Evaluator, prepare
@@ -49,6 +51,7 @@ PARTITIONS = ("dirichlet", "segments")
 EPSILONS = (1.0, 3.0, 8.0)
 MODES = ("local", "distributed")
 COLLUDERS = 1
+SHARES = (0.25, 0.5, 0.75, 1.0)
 Row = dict[str, Any]
 
 
@@ -170,11 +173,12 @@ class Place:
         )
         self.evaluator = Evaluator(self.ground, self.base)
 
-    def joint(self, study: Study, *, private: bool) -> float:
-        """Train together, and score on the consortium-wide test rows."""
+    def joint(self, study: Study, *, private: bool) -> dict[str, float]:
+        """Train together, and score on the consortium-wide test rows, by share of the way from the base that is kept."""
         parties = self.ground.banks[: study.aggregation.participants]
         run = simulate if private else simulate_without_privacy
-        return self.evaluator.score(run(study, self.base, parties).values).test
+        start, values = self.base.layout.gather(self.base.model()), run(study, self.base, parties).values
+        return {f"{share:g}": self.evaluator.score(start + share * (values - start)).test for share in SHARES}
 
     def alone(self) -> dict[str, list[float]]:
         """Train each bank alone without privacy, in two ways; AUC of each bank's model on the same test rows."""
@@ -390,8 +394,6 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps({"rows": table}, indent=2) + "\n")
     if options.figures:
-        from utility_figures import draw
-
         draw(results, options.figures)
 
 

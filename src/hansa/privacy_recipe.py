@@ -5,10 +5,8 @@
     R       noise of a round's mean update over the clip norm, both as ℓ₂ norms on the K entries that move:
                 local         σ √K / (q N √n)
                 distributed   σ √K / (q N √(n h)) · (1 + √K / L),  h honest contributors, L grid levels a clip norm
-    rate    of the server's Adam, from R
-
-Adam divides by the size of what it sees, so that an entry with nothing but noise moves as far as one with nothing but signal:
-the larger R, the smaller the step has to be. C between 0.25 and 1 turned out flat. Where the numbers come from stands in
+R says how hard a study is. Every other setting is one number, for none of them had to follow R: Adam divides by the size of
+what it sees, noise included, and the same rate was best from R = 0.1 to R = 1.1. Where the numbers come from stands in
 `docs/utility.md`: UCI Adult and SUPPORT2, never the table of the bank example.
 """
 
@@ -34,8 +32,7 @@ NOISE_GROWTH_MOST = 1.1  # of R, for half the records a step
 KEPT_SHARE, EXPLORE_SHARE = 0.29, 0.2
 LOCAL_BITS = 8
 RANGE_NOISE_MULTIPLES = 16.0
-RATE_MOST, RATE_LEAST = 0.06, 0.03
-RATIO_OF_MOST = 0.2  # R up to which the largest rate is best
+LEARNING_RATE = 0.06
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,7 +154,7 @@ def recipe_for(
         - Depends on its arguments only: equal arguments give equal settings.
         - `epsilon_spent` is at most `epsilon`, and above it with σ less 0.001, unless σ is the least allowed.
         - σ does not grow with ε at equal q, and T is `ROUNDS` whatever the arguments are.
-        - The learning rate does not grow with R, and lies between `RATE_LEAST` and `RATE_MOST`.
+        - R falls when ε, participants or records grow, all else equal.
     """
     _verify(epsilon, delta, nominal_records, trained_entries)
     _verify_mode(mode, colluders)
@@ -183,7 +180,7 @@ def recipe_for(
         sample_rate=sample_rate,
         nominal_records=nominal_records,
         rounds=ROUNDS,
-        learning_rate=learning_rate_for(ratio),
+        learning_rate=LEARNING_RATE,
         bits=bits,
         noise_multiplier=sigma,
         noise_ratio=ratio,
@@ -220,12 +217,6 @@ def recipe_of(study: Study, *, epsilon: float | None = None) -> PrivacyRecipe:
         colluders=privacy.colluders,
         strict=study.aggregation.mode == "strict",
     )
-
-
-def learning_rate_for(ratio: float) -> float:
-    """Give the server's learning rate for a ratio R of noise to clip norm, to two digits."""
-    rate = RATE_MOST * min(1.0, math.sqrt(RATIO_OF_MOST / max(ratio, 1e-12)))
-    return max(RATE_LEAST, float(f"{rate:.2g}"))
 
 
 def _verify(epsilon: float, delta: float, nominal: int, entries: int) -> None:
