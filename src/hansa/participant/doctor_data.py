@@ -178,8 +178,9 @@ def look_at_budgets(place: Examination) -> Iterator[Finding]:
         identity = identities.get(entry.name)
         ledger = None if identity is None else ledger_path(place.folder, identity)
         try:
-            unspent = ledger is None or not ledger.exists()
-            spent = SpentSoFar(reservations=(), delta=None) if unspent else read_spent(ledger)
+            spent = SpentSoFar(reservations=(), delta=None)
+            if ledger is not None and ledger.exists():
+                spent = read_spent(ledger)
         except SpentFileMissing as error:
             yield failure(error, f"chmod u+r {shlex.quote(str(ledger))}", subject=entry.name)
             continue

@@ -81,13 +81,7 @@ class DataSets:
             ),
             rounds=rounds,
             ranges=_ranges(rounds, names),
-            limits={}
-            if limits is None
-            else {
-                "delta": limits.delta,
-                "smallest_cohort": limits.smallest_cohort,
-                "most_rounds": limits.most_rounds,
-            },
+            limits=_stated_limits(statement),
             code_version=statement.code.version if statement else "",
             code_sha256=statement.code.sha256 if statement else "",
             approvals=_approvals(statement, names),
@@ -217,6 +211,18 @@ class DataSets:
             chance=found.chance,
             holds=found.passed,
         )
+
+
+def _stated_limits(statement: Statement | None) -> dict[str, float | int | None]:
+    """Give the owner's limits that are no limits of ε."""
+    if statement is None:
+        return {}
+    limits = statement.limits
+    return {
+        "delta": limits.delta,
+        "smallest_cohort": limits.smallest_cohort,
+        "most_rounds": limits.most_rounds,
+    }
 
 
 def _ranges(rounds: Sequence[Round], names: Mapping[str, str]) -> tuple[RoundRange, ...]:
