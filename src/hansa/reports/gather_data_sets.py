@@ -11,7 +11,7 @@ from hansa.privacy.audit import LedgerAudit
 from hansa.privacy.cross_check import cross_check_all
 from hansa.privacy.ledger_format import RELATION
 from hansa.privacy.ledger_history import Reservation
-from hansa.privacy.statement import EmpiricalBound, Inversion, Statement
+from hansa.privacy.statement import EmpiricalBound, Inversion, Limits, Statement
 from hansa.privacy.statement_audit import epsilon_by_month
 from hansa.privacy.stating import rounds_of
 from hansa.reports.curves import Curves
@@ -81,13 +81,7 @@ class DataSets:
             ),
             rounds=rounds,
             ranges=_ranges(rounds, names),
-            limits={}
-            if limits is None
-            else {
-                "delta": limits.delta,
-                "smallest_cohort": limits.smallest_cohort,
-                "most_rounds": limits.most_rounds,
-            },
+            limits=_other_limits(limits),
             code_version=statement.code.version if statement else "",
             code_sha256=statement.code.sha256 if statement else "",
             approvals=_approvals(statement, names),
@@ -217,6 +211,16 @@ class DataSets:
             chance=found.chance,
             holds=found.passed,
         )
+
+
+def _other_limits(limits: Limits | None) -> dict[str, float | None]:
+    if limits is None:
+        return {}
+    return {
+        "delta": limits.delta,
+        "smallest_cohort": limits.smallest_cohort,
+        "most_rounds": limits.most_rounds,
+    }
 
 
 def _ranges(rounds: Sequence[Round], names: Mapping[str, str]) -> tuple[RoundRange, ...]:
