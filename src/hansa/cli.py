@@ -21,6 +21,7 @@ import click
 import typer
 
 from hansa import (
+    cli_asking,
     cli_audit,
     cli_budget,
     cli_consortium,
@@ -30,6 +31,7 @@ from hansa import (
     cli_model,
     cli_participant,
     cli_policy,
+    cli_recipe,
     cli_studies,
 )
 from hansa.errors import Error, Interrupted, UsageError
@@ -66,6 +68,7 @@ study_app = typer.Typer(
 app.add_typer(demo_app, name="demo")
 study_app.add_typer(cli_studies.app)
 study_app.add_typer(cli_decisions.decisions)
+study_app.command("recipe", epilog=cli_asking.EPILOG)(cli_recipe.recipe)
 app.add_typer(study_app, name="study")
 app.add_typer(cli_model.app, name="model")
 cli_audit.app.command("empirical", epilog=cli_empirical.EPILOG)(cli_empirical.empirical)

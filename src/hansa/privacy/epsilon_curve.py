@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-from hansa.privacy.accounting import Mechanism, composed_distribution, merged, step_distribution
+from hansa.privacy.accounting import Mechanism, composed_distribution, merged, step_distribution, usable_delta
 
 _TAIL = 1e-15  # mass that may be cut off, given to infinite loss
 # Powers at which the moment bound is tried: wide tails are bounded best by small ones, single steps by large ones.
@@ -108,7 +108,8 @@ def epsilons_of_sequence(
             if one.steps:
                 counts_RM[place, places[one[:2]]] = one.steps
         distributions = [step_distribution(*kind) for kind in kinds]
-        found[:bounded] = _curve(distributions, counts_RM.cumsum(axis=0), delta)
+        counts_RM = counts_RM.cumsum(axis=0)
+        found[:bounded] = _curve(distributions, counts_RM, counts_RM.sum(axis=1), delta)
     found.setflags(write=False)
     return found
 
@@ -127,18 +128,22 @@ def _epsilons(
     if spent:
         distributions.append(composed_distribution(spent))
         counts_RM = np.hstack([counts_RM, np.ones_like(counts_RM)])
-    curve = _curve(distributions, counts_RM, delta)
+    steps_R = counts_RM[:, 0] + sum(one.steps for one in spent)
+    curve = _curve(distributions, counts_RM, steps_R, delta)
     curve.setflags(write=False)
     return curve
 
 
-def _curve(distributions: Sequence[Any], counts_RM: NDArray[np.int64], delta: float) -> NDArray[np.float64]:
-    """ε of each row of counts of the distributions; counts never fall from row to row."""
+def _curve(
+    distributions: Sequence[Any], counts_RM: NDArray[np.int64], steps_R: NDArray[np.int64], delta: float
+) -> NDArray[np.float64]:
+    """ε of each row of counts of the distributions, which are of so many steps; counts never fall from row to row."""
+    left_R = np.array([usable_delta(delta, steps) if steps else delta for steps in steps_R.tolist()])
     worst = np.zeros(len(counts_RM))
     for direction in ("_pmf_remove", "_pmf_add"):
         sides = [_side(distribution, direction) for distribution in distributions]
-        worst = np.maximum(worst, _side_curve([side for side, _ in sides], sides[0][1], counts_RM, delta))
-    # The sums are exact to about 1e-12 only; more steps never cost less.
+        worst = np.maximum(worst, _side_curve([side for side, _ in sides], sides[0][1], counts_RM, left_R))
+    # The rounding of the sums was kept back from δ; more steps never cost less.
     return np.asarray(np.maximum.accumulate(worst))
 
 
@@ -154,7 +159,7 @@ def _side(distribution: Any, direction: str) -> tuple[_Side, float]:
 
 
 def _side_curve(
-    parts: Sequence[_Side], grid: float, counts_RM: NDArray[np.int64], delta: float
+    parts: Sequence[_Side], grid: float, counts_RM: NDArray[np.int64], left_R: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     lows, highs = _windows(parts, grid, counts_RM)
     sizes = _sizes(np.maximum(highs - lows + 1, max(len(part.probabilities) for part in parts)))
@@ -175,7 +180,9 @@ def _side_curve(
             everything, np.arange(low - int(origins[index]), high - int(origins[index]) + 1), mode="wrap"
         )
         log_finite = sum(int(count) * log for count, log in zip(counts, survives, strict=True) if count)
-        epsilons[index] = _epsilon(window, low, grid, _TAIL + 1.0 - math.exp(log_finite), delta)
+        epsilons[index] = _epsilon(
+            window, low, grid, _TAIL + 1.0 - math.exp(log_finite), float(left_R[index])
+        )
     return epsilons
 
 
@@ -229,7 +236,7 @@ def _windows(
 
 def _epsilon(window: NDArray[np.float64], low: int, grid: float, infinite: float, delta: float) -> float:
     """Least ε ≥ 0 with infinite + Σ_{loss > ε} p (1 − e^(ε − loss)) ≤ δ."""
-    if infinite > delta:
+    if infinite > delta or delta <= 0:
         return math.inf
     above = window[max(0, 1 - low) :].clip(
         min=0.0

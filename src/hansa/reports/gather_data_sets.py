@@ -11,7 +11,7 @@ from hansa.privacy.audit import LedgerAudit
 from hansa.privacy.cross_check import cross_check_all
 from hansa.privacy.ledger_format import RELATION
 from hansa.privacy.ledger_history import Reservation
-from hansa.privacy.statement import EmpiricalBound, Inversion, Limits, Statement
+from hansa.privacy.statement import EmpiricalBound, Inversion, Statement
 from hansa.privacy.statement_audit import epsilon_by_month
 from hansa.privacy.stating import rounds_of
 from hansa.reports.curves import Curves
@@ -81,7 +81,7 @@ class DataSets:
             ),
             rounds=rounds,
             ranges=_ranges(rounds, names),
-            limits=_other_limits(limits),
+            limits=_stated_limits(statement),
             code_version=statement.code.version if statement else "",
             code_sha256=statement.code.sha256 if statement else "",
             approvals=_approvals(statement, names),
@@ -213,9 +213,11 @@ class DataSets:
         )
 
 
-def _other_limits(limits: Limits | None) -> dict[str, float | None]:
-    if limits is None:
+def _stated_limits(statement: Statement | None) -> dict[str, float | int | None]:
+    """Give the owner's limits that are no limits of ε."""
+    if statement is None:
         return {}
+    limits = statement.limits
     return {
         "delta": limits.delta,
         "smallest_cohort": limits.smallest_cohort,
