@@ -122,9 +122,9 @@ def audit_report(
     keys = keys_of(key or [])
     wanted = list(dict.fromkeys(formats or [Format.HTML, Format.JSON]))
     if Format.PDF in wanted:
-        from hansa.reports.paper import verify_available
+        from hansa.reports.paper import typst_here
 
-        verify_available()
+        typst_here()
     prepare_directory(output)
     from hansa.reports.gather import gather
     from hansa.reports.page import report_json

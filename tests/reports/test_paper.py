@@ -1,6 +1,5 @@
 """The PDF: the same bytes every time, the same contents as the page, and a clear word where it cannot be made."""
 
-import builtins
 import os
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 from hansa.errors import ExtraMissing
-from hansa.reports.paper import report_pdf, verify_available
+from hansa.reports.paper import report_pdf, typst_here
 from hansa.reports.privacy_report import PrivacyReport
 
 typst = pytest.importorskip("typst")
@@ -84,15 +83,8 @@ def test_markup_in_a_text_is_shown_as_it_is(report: PrivacyReport) -> None:
 
 
 def test_without_typst_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "typst":
-            raise ModuleNotFoundError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "typst", None)
     with pytest.raises(ExtraMissing) as caught:
-        verify_available()
+        typst_here()
     assert caught.value.exit_status == 78
     assert "hansa[report]" in caught.value.hint

@@ -35,16 +35,8 @@ def report_html(report: PrivacyReport) -> str:
         - Two equal reports give the same bytes.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
 
     document = report.to_json()
-
-    def number(place: str) -> Markup:
-        value = at(document, place)
-        text = write([part for part in place.split(".") if not part.isdigit()][-1], value)
-        if value is None:
-            return Markup('<span class="absent">{}</span>').format(text)
-        return Markup('<data value="{}" data-at="{}">{}</data>').format(value, place, text)
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -54,7 +46,7 @@ def report_html(report: PrivacyReport) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals.update(number=number, layer_of=layer_of)
+    environment.globals.update(at=at, text_at=text_at, layer_of=layer_of)
     return environment.get_template(_TEMPLATE).render(report=document, figures=_figures(document))
 
 
@@ -63,6 +55,12 @@ def at(document: Any, place: str) -> Any:
     for part in place.split("."):
         document = document[int(part)] if isinstance(document, list) else document[part]
     return document
+
+
+def text_at(document: Any, place: str) -> str:
+    """Write the number at a place of the JSON form."""
+    key = [part for part in place.split(".") if not part.isdigit()][-1]
+    return write(key, at(document, place))
 
 
 def _figures(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ newest entry of a ledger. typst is an optional extra of the package; nothing els
 
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,14 @@ _COLOURS = {
 }
 
 
-def verify_available() -> None:
-    """Check that PDFs can be made, before time is spent on a report.
+def typst_here() -> Any:
+    """Give typst, or say that PDFs cannot be made, before time is spent on a report.
 
     Raises:
         ExtraMissing: typst is not installed.
     """
     try:
-        import typst  # noqa: F401
+        return import_module("typst")
     except ImportError as error:
         raise ExtraMissing(
             "a PDF report needs the package typst, which is not installed", hint="pip install 'hansa[report]'"
@@ -55,9 +56,7 @@ def report_pdf(report: PrivacyReport) -> bytes:
         - Two equal reports give the same bytes.
         - Every number is written as on the page; no text of the report is read as markup.
     """
-    verify_available()
-    import typst
-
+    typst = typst_here()
     document = report.to_json()
     figures, files = _figures(document)
     layers = {one["layer"]: layer_of(one["layer"]) for one in document["overall"]["layers"]}
@@ -71,9 +70,8 @@ def report_pdf(report: PrivacyReport) -> bytes:
         "layers.json": json.dumps(words).encode(),
         **files,
     }
-    compiler: Any = typst.compile  # its types leave out that it takes several files
     try:
-        found = compiler(
+        found = typst.compile(
             inputs,
             format="pdf",
             ignore_system_fonts=True,
