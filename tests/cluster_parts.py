@@ -78,6 +78,12 @@ class Door:
         self._open.set()
         self._flows.set()
 
+    def lead_to(self, port: int) -> None:
+        """Pass on to another port, and end the connections to the one before."""
+        self._to = port
+        self.cut()
+        self.mend()
+
     def stall(self) -> None:
         """Keep connections and pass nothing on."""
         self._flows.clear()
@@ -490,9 +496,10 @@ class Consortium:
         progress = self.progress()
         return progress.waiting if progress is not None and progress.stage == stage else ()
 
-    def last_round(self) -> dict[str, Any]:
-        """What the journal says of the last round."""
-        return self.events("round_ended")[-1]
+    def contributors(self, number: int) -> list[str]:
+        """Whose updates are in a round's sum, once it is over."""
+        ended = lambda: [one for one in self.events("round_ended") if one["round"] == number]  # noqa: E731
+        return list(self.until(ended, f"round {number}")[-1]["contributors"])
 
     def waits_for(self, stage: str, *names: str) -> bool:
         """Whether the loop is at a stage and waits for exactly these members."""
@@ -524,6 +531,10 @@ class Consortium:
         """What a member's saved model says of its training, once it is there."""
         path = self.place(name) / "studies" / self.session / "model" / "config.json"
         return dict(json.loads(path.read_bytes())["training"]) if path.exists() else None
+
+    def model_state(self, name: str) -> int:
+        """Rounds that a member has applied, as its agent wrote them down."""
+        return int(self.status(name)["seats"][self.session])
 
     # -- what must hold in the end -----------------------------------------------------------------------
 

@@ -4,7 +4,8 @@
     fleet thread    requests of the rounds, answered by the seat of their session (`fleet.py`)
     status page     health and metrics on loopback, where participant.toml asks for it
 
-SIGTERM: the request that is being answered is answered, its reply is sent or kept, the node takes its leave. SIGHUP: policies are
+SIGTERM: the request that is being answered is answered, its reply is sent or kept, the node takes its leave. One that takes
+longer is abandoned without a reply: the next process is asked again, and goes on from what is on disk. SIGHUP: policies are
 read again. Code that arrives is refused (`code_bundle_refused`).
 """
 
@@ -40,8 +41,8 @@ _SOON_SECONDS, _LATER_SECONDS = 2.0, 10.0  # between two looks: something is awa
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 30.0
 _MEASURE_SECONDS = 5.0
 _SAY_AGAIN_SECONDS = 600.0
-_SEAT_SECONDS = 30.0  # that a request waits for a seat
-_GRACE_SECONDS = 15.0  # for the request that is being answered, at the end
+_FINISH_SECONDS, _ABANDON_SECONDS = 15.0, 10.0  # after SIGTERM; service managers kill after 90
+_SEAT_SECONDS = 30.0  # how long a request waits for a seat that is about to be taken
 
 
 class Agent:
@@ -56,8 +57,13 @@ class Agent:
         NotAMember: The participant is not enrolled.
         KeyFileUnsafe: Somebody else can read a key.
 
+    Attributes:
+        is_abandoned: Whether it ended in the middle of a request that it could not break off. Its thread still computes, so the
+            process has to end without waiting for it; whatever it does from then on is the same as if it had been killed.
+
     Guarantees:
         - It opens no port, but for a status page on loopback where participant.toml asks for one.
+        - It ends within a minute of being told to, whatever it does and whether the coordinator is there or not.
         - What goes wrong is logged here and tried again; it ends only when it is told to.
     """
 
@@ -78,6 +84,8 @@ class Agent:
         self._problem = ""
         self._metrics: ParticipantMetrics | None = None
         self._measured_at = float("-inf")
+        self._breaks_off = threading.Event()
+        self.is_abandoned = False
 
     def reload(self) -> None:
         """Read policies again at the next moment; for a handler of SIGHUP."""
@@ -102,25 +110,34 @@ class Agent:
                 target=self._answer, args=(fleet, work, stop, failures), name="fleet", daemon=True
             )
             thread.start()
-            stack.callback(self._end, thread, work, stop)
+            ending = threading.Thread(target=self._end, args=(thread, work, stop), name="ending", daemon=True)
+            ending.start()
+            stack.callback(ending.join)
+            stack.callback(stop.set)
             self._manager.ready("looking for the coordinator")
             self._log.info("agent_ready", participant=self._home.name)
             self._run(work, fleet, stop, failures)
             self._manager.stopping()
             self._log.info("agent_stopping")
+            stop.set()
+            ending.join()
+            if thread.is_alive():
+                self._log.warning("request_abandoned")
+                self.is_abandoned = True
+                stack.pop_all()  # its store is open in that thread
         for failure in failures:
             raise failure
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    def _end(self, thread: threading.Thread, work: AgentWork, stop: threading.Event) -> None:
-        """Let the request that is being answered end; one that waits for the coordinator is given up after a while."""
-        stop.set()
-        thread.join(_GRACE_SECONDS)
-        if thread.is_alive():
-            self._log.warning("request_given_up")
-            work.give_up()
-            thread.join()
+    def _end(self, fleet: threading.Thread, work: AgentWork, stop: threading.Event) -> None:
+        """When it is told to stop, see that everything ends: what waits for the coordinator, and then what is being answered."""
+        stop.wait()
+        work.stop_looking()
+        fleet.join(_FINISH_SECONDS)
+        self._breaks_off.set()
+        work.give_up()
+        fleet.join(_ABANDON_SECONDS)
 
     def _run(
         self, work: AgentWork, fleet: FleetConnection, stop: threading.Event, failures: list[BaseException]
@@ -216,7 +233,8 @@ class Agent:
             return work.seat_for(session, _SEAT_SECONDS, stop)
 
         try:
-            fleet.run(session_handler(find, report=lambda error: self._report("request", error)), stop)
+            handler = session_handler(find, report=lambda error: self._report("request", error))
+            fleet.run(handler, stop, self._breaks_off.is_set)
         except BaseException as error:
             failures.append(error)
 

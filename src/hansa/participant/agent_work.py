@@ -140,6 +140,10 @@ class AgentWork:
                 self._report("policy", error)
                 self._get_up(session)
 
+    def stop_looking(self) -> None:
+        """Let a look that is in progress fail at once, and every later one."""
+        self._client.give_up()
+
     def give_up(self) -> None:
         """Let whatever waits for the aggregator fail at once; what was sent is not lost."""
         self._aggregator.give_up()
