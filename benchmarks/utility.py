@@ -40,7 +40,7 @@ from hansa.local import LocalConsortium
 from hansa.local_seats import Member
 from hansa.models.pretraining import PretrainingConfig, make_base
 from hansa.participant.policy import Policy
-from hansa.privacy_recipe import ROUNDS, recipe_for
+from hansa.privacy_recipe import RESULT_SHARE, ROUNDS, recipe_for
 from hansa.study import Study, load_study
 
 HERE = Path(__file__).resolve().parent
@@ -51,7 +51,8 @@ PARTITIONS = ("dirichlet", "segments")
 EPSILONS = (1.0, 3.0, 8.0)
 MODES = ("local", "distributed")
 COLLUDERS = 1
-SHARES = (0.25, 0.5, 0.75, 1.0)
+SHARED = 3.0  # limit at which distributed noise is held against local noise at the largest one
+SHARES = (RESULT_SHARE, 1.0)  # of the way from the base
 Row = dict[str, Any]
 
 
@@ -78,6 +79,15 @@ class Matrix:
     def grounds(self) -> Iterator[tuple[str, int]]:
         """Partitions and seeds."""
         return ((partition, seed) for seed in self.seeds for partition in self.partitions)
+
+    def settings(self) -> Iterator[tuple[float, str]]:
+        """Limits and kinds of noise; the last is without privacy."""
+        yield from ((epsilon, mode) for epsilon in self.epsilons for mode in MODES)
+        yield math.inf, ""
+
+    def settings_of_goals(self) -> tuple[tuple[float, str], ...]:
+        """The settings that a goal was set for."""
+        return (max(self.epsilons), "local"), (SHARED, "distributed"), (math.inf, "")
 
 
 QUICK = Matrix(
@@ -124,14 +134,20 @@ class Bench:
         self._example = load_study(EXAMPLE / "study.toml")
 
     def run(self) -> None:
-        """Run everything."""
+        """Run everything, the settings of the goals first."""
+        every = list(self._matrix.settings())
+        first = [setting for setting in every if setting in self._matrix.settings_of_goals()]
+        for settings in (first, [setting for setting in every if setting not in first]):
+            self._run(settings)
+
+    def _run(self, settings: list[tuple[float, str]]) -> None:
         for partition, seed in self._matrix.grounds():
             most = self._matrix.banks[-1]
             whole = self._example.with_changes(participants=most)
             place = LazyPlace(whole, partition, seed, self._matrix.pretraining)
             self._runs.once(alone_key(partition, seed), partial(self._alone, place))
             for banks in self._matrix.banks:
-                for epsilon, mode in self.settings():
+                for epsilon, mode in settings:
                     key = joint_key(partition, seed, banks, epsilon, mode)
                     self._runs.once(key, partial(self._joint, place, banks, epsilon, mode))
 
@@ -141,11 +157,6 @@ class Bench:
     def _joint(self, place: "LazyPlace", banks: int, epsilon: float, mode: str) -> float:
         study = self.study(banks, epsilon, mode, place.made.base.layout.size)
         return place.made.joint(study, private=math.isfinite(epsilon))
-
-    def settings(self) -> Iterator[tuple[float, str]]:
-        """Limits and kinds of noise; the last is without privacy."""
-        yield from ((epsilon, mode) for epsilon in self._matrix.epsilons for mode in MODES)
-        yield math.inf, ""
 
     def study(self, banks: int, epsilon: float, mode: str, trained_entries: int) -> Study:
         """Give the study of a setting; without privacy it is the recipe's for the largest limit."""
@@ -234,10 +245,14 @@ class Results:
     def __init__(self, matrix: Matrix, found: dict[str, Any]) -> None:
         self.matrix, self._found = matrix, found
 
-    def joint(self, partition: str, banks: int, epsilon: float, mode: str) -> list[float]:
-        """AUC of the joint model, one a seed."""
+    def joint(self, partition: str, banks: int, epsilon: float, mode: str, share: float = 0.0) -> list[float]:
+        """AUC of the joint model, one a seed: of the recipe's result, or of a share of the way from the base that is given.
+
+        Without privacy the whole way is taken: there is no noise to lose.
+        """
+        chosen = share or (RESULT_SHARE if mode else 1.0)
         keys = [joint_key(partition, seed, banks, epsilon, mode) for seed in self.matrix.seeds]
-        return [float(self._found[key]) for key in keys]
+        return [float(self._found[key][f"{chosen:g}"]) for key in keys]
 
     def alone(self, partition: str, banks: int) -> dict[str, list[float]]:
         """Mean AUC over the banks of each way to train alone, one a seed; the banks are the first of fifteen."""
@@ -289,7 +304,7 @@ def rows_of(results: Results, conditions: str) -> list[Row]:
             place = f"{partition}, {banks} banks"
             local = results.joint(partition, banks, top, "local")
             free = results.joint(partition, banks, math.inf, "")
-            shared = results.joint(partition, banks, 3.0, "distributed")
+            shared = results.joint(partition, banks, SHARED, "distributed")
             model, alone = results.best_alone(partition, banks)
             goal = banks == most
             table += [
@@ -298,7 +313,7 @@ def rows_of(results: Results, conditions: str) -> list[Row]:
                     "%", gains(local, free), conditions, goal=-2.0 if goal else None,
                 ),
                 row(
-                    f"{place}: distributed at epsilon 3 against local at {top:g}",
+                    f"{place}: distributed at epsilon {SHARED:g} against local at {top:g}",
                     "%", gains(shared, local), conditions, goal=0.0 if goal else None,
                 ),
                 row(
@@ -306,7 +321,7 @@ def rows_of(results: Results, conditions: str) -> list[Row]:
                     "%", gains(local, alone), conditions, floor=statistics.fmean(gains(free, alone)),
                 ),
             ]  # fmt: skip
-        for epsilon, mode in ((top, "local"), (3.0, "distributed"), (math.inf, "")):
+        for epsilon, mode in matrix.settings_of_goals():
             wide, narrow = (results.joint(partition, banks, epsilon, mode) for banks in (most, few))
             name = name_of(epsilon, mode)
             table.append(
@@ -328,7 +343,7 @@ def _scores(results: Results, conditions: str) -> Iterator[Row]:
             ways = results.alone(partition, banks)
             peers = {f"{model}, alone": statistics.fmean(values) for model, values in ways.items()}
             free = statistics.fmean(results.joint(partition, banks, math.inf, ""))
-            for epsilon, mode in [*((e, m) for e in matrix.epsilons for m in MODES), (math.inf, "")]:
+            for epsilon, mode in matrix.settings():
                 scores = results.joint(partition, banks, epsilon, mode)
                 metric = f"{partition}, {banks} banks: AUC, {name_of(epsilon, mode)}"
                 yield row(metric, "AUC", scores, conditions, peers=peers, floor=free)

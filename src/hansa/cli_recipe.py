@@ -25,6 +25,13 @@ def recipe(
     colluders: Annotated[
         int | None, option("Distributed noise: members whose noise does not count; has to be said.")
     ] = None,
+    trained_base: Annotated[
+        bool,
+        option(
+            "The base already solves the task: a head trained on public labels, or in an earlier study.",
+            "--trained-base",
+        ),
+    ] = False,
     output: Annotated[
         Path | None, option("Write the sections to this new file instead of printing them.")
     ] = None,
@@ -58,6 +65,7 @@ def recipe(
         mode=mode or "local",
         colluders=colluders,
         strict=known is not None and known.aggregation.mode == "strict",
+        trained_base=trained_base,
     )
     text = chosen.toml()
     if output is not None:

@@ -33,6 +33,9 @@ KEPT_SHARE, EXPLORE_SHARE = 0.29, 0.2
 LOCAL_BITS = 8
 RANGE_NOISE_MULTIPLES = 16.0
 LEARNING_RATE = 0.06
+RESULT_SHARE = 0.75
+# Of a base that solves the task already: at most, and times R where that is less.
+RESULT_SHARE_TRAINED, RESULT_SHARE_RATIO = 0.5, 0.25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +53,7 @@ class PrivacyRecipe:
         nominal_records: N, units of a participant.
         rounds: T, with one step each.
         learning_rate: Server Adam's in the first round; it falls linearly to a tenth.
+        result_share: Share of the way from the base that the result keeps.
         bits: Bits of an entry.
         noise_multiplier: σ.
         noise_ratio: R.
@@ -66,6 +70,7 @@ class PrivacyRecipe:
     nominal_records: int
     rounds: int
     learning_rate: float
+    result_share: float
     bits: int
     noise_multiplier: float
     noise_ratio: float
@@ -86,7 +91,12 @@ class PrivacyRecipe:
         optimizer = {"name": "adam", "learning_rate": self.learning_rate, "beta1": 0.9, "beta2": 0.99}
         return {
             "privacy": {key: value for key, value in privacy.items() if value is not None},
-            "training": {"rounds": self.rounds, "local_steps": 1, "learning_rate_schedule": "linear"},
+            "training": {
+                "rounds": self.rounds,
+                "local_steps": 1,
+                "learning_rate_schedule": "linear",
+                "result_share": self.result_share,
+            },
             "training.server_optimizer": optimizer,
             "compression": {
                 "kept_share": KEPT_SHARE,
@@ -132,6 +142,7 @@ def recipe_for(
     mode: str = "local",
     colluders: int | None = None,
     strict: bool = False,
+    trained_base: bool = False,
 ) -> PrivacyRecipe:
     """Choose the settings of a study.
 
@@ -144,6 +155,7 @@ def recipe_for(
         mode: "local" or "distributed".
         colluders: Distributed only, and there it has to be said: members whose noise does not count.
         strict: Whether nobody may vanish in a round; always so for three participants.
+        trained_base: Whether the base solves the task already, its head trained on public labels or in an earlier study.
 
     Raises:
         InvalidValue: A number is out of bounds, or `colluders` does not fit the mode.
@@ -181,6 +193,7 @@ def recipe_for(
         nominal_records=nominal_records,
         rounds=ROUNDS,
         learning_rate=LEARNING_RATE,
+        result_share=_share_from_trained(ratio) if trained_base else RESULT_SHARE,
         bits=bits,
         noise_multiplier=sigma,
         noise_ratio=ratio,
@@ -199,12 +212,13 @@ def trained_entries_of(study: Study) -> int:
         return layout_of(study, FeatureTransformer(ModelConfig.of_study(study), used_JZ)).size
 
 
-def recipe_of(study: Study, *, epsilon: float | None = None) -> PrivacyRecipe:
+def recipe_of(study: Study, *, epsilon: float | None = None, trained_base: bool = False) -> PrivacyRecipe:
     """Choose the settings for a study's own ε, δ, participants, records, model and kind of noise; errors as of `recipe_for`.
 
     Args:
         study: The agreement.
         epsilon: Another limit in place of its own.
+        trained_base: As in `recipe_for`.
     """
     privacy = study.privacy
     return recipe_for(
@@ -216,6 +230,7 @@ def recipe_of(study: Study, *, epsilon: float | None = None) -> PrivacyRecipe:
         mode=privacy.mode,
         colluders=privacy.colluders,
         strict=study.aggregation.mode == "strict",
+        trained_base=trained_base,
     )
 
 
@@ -251,6 +266,11 @@ def _sample_rate(epsilon: float, delta: float, nominal: int) -> float:
             break
         rate, sigma = rate / 2, halved
     return rate
+
+
+def _share_from_trained(ratio: float) -> float:
+    """Share of the way from a base that solves the task already, to two digits: there is something to lose."""
+    return float(f"{min(RESULT_SHARE_TRAINED, RESULT_SHARE_RATIO / ratio):.2g}")
 
 
 def _free_bits(participants: int) -> int:

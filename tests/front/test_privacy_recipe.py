@@ -14,6 +14,8 @@ from hansa.privacy.accounting import epsilon_of
 from hansa.privacy.distributed import plan_noise
 from hansa.privacy_recipe import (
     NOISE_GROWTH_MOST,
+    RESULT_SHARE,
+    RESULT_SHARE_TRAINED,
     ROUNDS,
     SAMPLE_RATE_LEAST,
     SAMPLE_RATE_MOST,
@@ -96,6 +98,13 @@ def test_fewer_records_a_step_only_where_that_costs_little_noise() -> None:
         delta=1e-5,
     )
     assert most > 1.0  # at the double rate, noise less by a tenth over q would already pass the limit
+
+
+def test_less_is_kept_of_the_way_from_a_base_that_can_lose_something() -> None:
+    assert {bank(epsilon=epsilon).result_share for epsilon in EPSILONS} == {RESULT_SHARE}
+    shares = [bank(epsilon=epsilon, participants=3, trained_base=True).result_share for epsilon in EPSILONS]
+    assert shares == sorted(shares)  # the more noise, the nearer to the base
+    assert shares[0] < 0.25 < shares[-1] == RESULT_SHARE_TRAINED < RESULT_SHARE
 
 
 def test_equal_numbers_give_equal_settings() -> None:

@@ -8,6 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hansa.errors import (
     KeyRotationDue,
     OutOfOrder,
@@ -25,7 +28,7 @@ from hansa.participant.node_state import (
 from hansa.participant.policy import Policy
 from hansa.participant.round_rosters import RoundRosters
 from hansa.participant.seen_heads import heads_apart, keep_heads, kept_heads, seen_head_as_json
-from hansa.participant.shared_state import SharedState
+from hansa.participant.shared_state import SharedState, result_of
 from hansa.participant.trainer import Rows
 from hansa.privacy.budget import Budget
 from hansa.privacy.data_identity import ledger_path
@@ -111,7 +114,8 @@ class NodeCore:
             certificate=certificate,
         )
         self.rosters = RoundRosters(state_directory, study.id)
-        self.state, self._progress = load_state(store, SharedState(values=layout.gather(model)))
+        self._start = layout.gather(model)
+        self.state, self._progress = load_state(store, SharedState(values=self._start.copy()))
         self.faulty_holders: set[str] = set()
         self._recover()
 
@@ -228,6 +232,10 @@ class NodeCore:
     def is_finished(self) -> bool:
         """Whether all rounds of the study are applied and closed."""
         return self.state.round >= self._study.training.rounds and self._progress.awaits_close is None
+
+    def result(self) -> NDArray[np.float64]:
+        """Give the trained vector that the study leaves behind, (P,), or would if it ended now; see `shared_state.result_of`."""
+        return result_of(self._start, self.state.values, self._study)
 
     @property
     def budget(self) -> Budget:

@@ -148,7 +148,7 @@ class Seat:
         """Write the model that the study has trained so far; raises OutputNotWritable."""
         with self._lock:
             state = self.node.state
-            self._layout.load(self._model, state.values)
+            self._layout.load(self._model, self.node.result())
             training = {
                 "study": self._agreement.id,
                 "session": self.study.session,
