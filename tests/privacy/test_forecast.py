@@ -114,7 +114,7 @@ def test_epsilon_is_stated_at_the_delta_of_the_ledger_as_the_gate_states_it(
     for number in range(1, found.passes_at or 0):
         gate.reserve(spending(bank.id, number, sigma))
     assert gate.epsilon() <= 8.0 < gate.epsilon(spending(bank.id, found.passes_at or 0, sigma))
-    with pytest.raises(LedgerMismatch, match=r"states epsilon at delta 0\.001"):
+    with pytest.raises(LedgerMismatch, match=r"at delta 0\.001"):
         forecast(bank, delta=1e-3)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from flwr.app import Context, Message
 
-from hansa.errors import Error, OutOfOrder, PolicyFileMissing
+from hansa.errors import Error, OutOfOrder, PolicyFileMissing, StoreInUse
 from hansa.federation.agreements import roster_of
 from hansa.federation.files import make_folder
 from hansa.models.base_files import load_base
@@ -22,6 +22,7 @@ from hansa.participant.metrics import EpsilonStanding
 from hansa.participant.node import ParticipantNode
 from hansa.participant.policy import Policy
 from hansa.participant.policy_file import load_policy
+from hansa.participant.registered_data import note_ledger
 from hansa.participant.store import SealedStore, open_or_make_key
 from hansa.participant.study_desk import DeskStudy, policy_for, verify_allowed
 from hansa.secure_agg.certificates import utc_now
@@ -64,7 +65,7 @@ class Seat:
         if study.start is None:
             raise OutOfOrder(f"the study {study.name!r} was not started")
         self.study, self._home, self._folder = study, home, folder
-        self._lock = threading.Lock()
+        self._lock, self._noted, self._report = threading.Lock(), 0, report
         self._standing: tuple[object, tuple[EpsilonStanding, ...]] = (None, ())
         body, self._agreement = study.proposal.body, study.proposal.body.agreement()
         self._policy = policy = seat_policy(home.folder, study)
@@ -105,7 +106,20 @@ class Seat:
         """Answer a request, one at a time."""
         with self._lock:
             answer: Message = self._app(message, context)
+            self._note_ledger()
             return answer
+
+    def _note_ledger(self) -> None:
+        """Tell the register how far the ledger has come; where it is in use, with the next request."""
+        head = self.node.budget.head
+        if head is not None and head.size > self._noted:
+            try:
+                note_ledger(self._home.folder, self.study.data_set, head)
+                self._noted = head.size
+            except StoreInUse:
+                pass
+            except Error as error:  # what was done stands, and so does its answer
+                self._report(error)
 
     @property
     def rounds_done(self) -> int:
