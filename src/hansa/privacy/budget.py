@@ -59,11 +59,11 @@ class Budget:
           commit says how much arrived.
         - A reservation counts what other objects and processes have reserved in the same file: together they pass no limit.
         - An entry counts in the month of the clock or in the latest month of the ledger, whichever is later: a clock that is set
-          back renews nothing.
+          back renews nothing. It is the month that the gate was asked with.
     """
 
     def __init__(self, path: Path, *, epsilon_limit: float, delta: float, owner: LedgerOwner) -> None:
-        self.path, self.epsilon_limit, self._owner = path, epsilon_limit, owner
+        self.path, self.epsilon_limit = path, epsilon_limit
         self._ledger = Ledger(path, owner=owner, delta=delta)
 
     @property
@@ -130,7 +130,7 @@ class Budget:
         """
         limit = self.epsilon_limit if self.epsilon_limit <= _LIMIT_MOST else None
         fields = {**entry_fields(spending), "epsilon_limit": limit}
-        self._ledger.append("reserve", fields, verify=lambda: self._verify(fields, spending, gate))
+        self._ledger.append("reserve", fields, verify=lambda now: self._verify(fields, spending, gate, now))
         return self.epsilon()
 
     def charge(
@@ -157,10 +157,10 @@ class Budget:
         spending = Spending(study=study, round=0, attempt=0, **mechanism._asdict())
         limit = self.epsilon_limit if self.epsilon_limit <= _LIMIT_MOST else None
         fields = {"purpose": purpose, "study": study, **mechanism._asdict(), "epsilon_limit": limit}
-        self._ledger.append("charge", fields, verify=lambda: self._verify(fields, spending, gate))
+        self._ledger.append("charge", fields, verify=lambda now: self._verify(fields, spending, gate, now))
         return self.epsilon()
 
-    def _verify(self, fields: Mapping[str, Any], spending: Spending, gate: Gate | None) -> None:
+    def _verify(self, fields: Mapping[str, Any], spending: Spending, gate: Gate | None, now: int) -> None:
         what = fields.get("purpose", f"round {spending.round}")
         if gate is not None:
             gate(
@@ -168,7 +168,7 @@ class Budget:
                 accounting.Mechanism(*spending.mechanism, spending.steps),
                 delta=self.delta,
                 spent=self.spent,
-                month=max(month_of(self._owner.now()), self._ledger.history.month),
+                month=max(month_of(now), self._ledger.history.month),
             )
         after = self.epsilon(spending)
         if not after <= self.epsilon_limit:  # a limit that is NaN allows nothing
@@ -196,4 +196,4 @@ class Budget:
         if spending.distributed is not None and contributors > spending.distributed.contributors:
             spending = spending.arrived(contributors)
         fields = entry_fields(spending)
-        self._ledger.append("commit", fields, verify=lambda: history.verify_reserved(spending))
+        self._ledger.append("commit", fields, verify=lambda _: history.verify_reserved(spending))
