@@ -6,9 +6,9 @@
                 local         σ √K / (q N √n)
                 distributed   σ √K / (q N √(n h)) · (1 + √K / L),  h honest contributors, L grid levels a clip norm
 R says how hard a study is. Where it is large and the base solves the task already, the result keeps less of the way from that
-base (`training.result_share`), so that noise does not spoil what was there. Every other setting is one number, for none of them had to follow R: Adam divides by the size of
-what it sees, noise included, and the same rate was best from R = 0.1 to R = 1.1. Where the numbers come from stands in
-`docs/utility.md`: UCI Adult and SUPPORT2, never the table of the bank example.
+base (`training.result_share`), so that noise does not spoil what was there. Every other setting is one number, for none of
+them had to follow R: Adam divides by the size of what it sees, noise included, and the same rate was best from R = 0.1 to
+R = 1.1. Where the numbers come from stands in `docs/utility.md`: UCI Adult and SUPPORT2, never the bank example's table.
 """
 
 import math
