@@ -387,7 +387,8 @@ def test_what_was_moved_is_kept_before_it_is_given_out(shared_house, monkeypatch
     before = load_update(store)
     monkeypatch.setattr(local_update, "select_support", other)
     monkeypatch.setattr(node.updates, "_trainer", None)  # nothing is read again
-    levels = node.updates.levels(node.state, 1, 1, b"k" * 32)
+    gate = house.nodes["bank-1"]._policy.verify_round
+    levels = node.updates.levels(node.state, 1, 1, b"k" * 32, gate)
     np.testing.assert_array_equal(load_update(store).levels, levels)
-    np.testing.assert_array_equal(node.updates.levels(node.state, 1, 1, b"k" * 32), levels)
+    np.testing.assert_array_equal(node.updates.levels(node.state, 1, 1, b"k" * 32, gate), levels)
     assert load_update(store).spending == before.spending

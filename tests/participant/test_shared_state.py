@@ -192,8 +192,12 @@ def test_the_result_is_the_agreed_share_of_the_way_from_the_base_to_the_last_bit
     start, values = draws.normal(size=40), draws.normal(size=40)
     study = adam(study_with, result_share=0.75)
     found = result_of(start, values, study)
-    assert found.tolist() == [a + 0.75 * (b - a) for a, b in zip(start.tolist(), values.tolist(), strict=True)]
-    assert result_of(start, start, study).tolist() == start.tolist()  # what was not learned leaves the base as it is
+    assert found.tolist() == [
+        a + 0.75 * (b - a) for a, b in zip(start.tolist(), values.tolist(), strict=True)
+    ]
+    assert (
+        result_of(start, start, study).tolist() == start.tolist()
+    )  # what was not learned leaves the base as it is
 
 
 def test_the_whole_way_is_the_state_itself_in_a_vector_of_its_own(study_with: Makes) -> None:

@@ -383,3 +383,12 @@ def test_a_charge_is_on_the_disk_before_it_returns(
     )
     budget.charge("evaluation", Mechanism(1.0, 0.2, 1), study="a")
     assert b'"kind":"charge"' in synced[0]
+
+
+def test_epsilon_of_one_study_leaves_the_others_out(open_budget: Callable[..., Budget], ledger: Path) -> None:
+    budget = open_budget(ledger)
+    budget.reserve(ROUND)
+    budget.reserve(replace(ROUND, study="b" * 64))
+    assert budget.epsilon(study="a" * 64) == epsilon(2)
+    assert budget.epsilon(study="c" * 64) == 0.0
+    assert budget.epsilon() == epsilon(4)

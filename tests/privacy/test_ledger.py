@@ -318,3 +318,14 @@ def test_an_infinite_limit_is_written_as_none(ledger: Path, ledger_owner: Callab
     assert read_ledger(ledger).history.reservations[0].epsilon_limit is None
     with pytest.raises(BudgetExhausted):
         Budget(ledger, epsilon_limit=0.1, delta=DELTA, owner=ledger_owner()).reserve(ROUND)
+
+
+def test_a_tree_head_is_spelled_canonically(ledger_owner: Callable[..., LedgerOwner]) -> None:
+    for participant in ("bank-1", 'a "b" \\ é'):
+        head = TreeHead(
+            participant=participant, public_key=b"k" * 32, data=b"d" * 32, size=12, root=b"r" * 32
+        )
+        fields = {
+            name: value for name, value in head.as_json(b"").items() if name not in ("schema", "signature")
+        }
+        assert head.encode() == rfc8785.dumps({"format": "hansa/ledger-head/v1", **fields})

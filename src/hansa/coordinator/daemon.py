@@ -23,10 +23,9 @@ from hansa.coordinator.ciphertext_adder import CiphertextAdder
 from hansa.coordinator.consortium_server import SERVICE_NAME as CONSORTIUM
 from hansa.coordinator.consortium_server import ConsortiumServicer
 from hansa.coordinator.data_plane import DataPlane, DataPlaneLimits
-from hansa.coordinator.doorbell import Doorbell
 from hansa.coordinator.enrolment_server import SERVICE_NAME as ENROLMENT
 from hansa.coordinator.enrolment_server import EnrolmentServicer
-from hansa.coordinator.front import Front, serve_front
+from hansa.coordinator.fleet_door import FleetDoor, Nodes
 from hansa.coordinator.grpc_server import GrpcServer
 from hansa.coordinator.home import CoordinatorHome
 from hansa.coordinator.metrics import CoordinatorMetrics
@@ -34,8 +33,6 @@ from hansa.coordinator.office import Office, open_office
 from hansa.coordinator.study_desk import StudyDesk
 from hansa.coordinator.study_run import RunnerParts
 from hansa.coordinator.study_runner import StudyRunner
-from hansa.coordinator.superlink import SuperLink
-from hansa.coordinator.superlink_grid import SuperLinkGrid
 from hansa.coordinator.tending import Tending, flower_keys
 from hansa.errors import AuthorityAbsent, Error, StoreInUse
 from hansa.federation.consortium_pb2_grpc import add_ConsortiumServicer_to_server
@@ -74,7 +71,6 @@ class CoordinatorDaemon:
         self._home, self._manager = home, manager or ServiceManager()
         self._log = log("coordinator")
         self._runner: StudyRunner | None = None
-        self._front: Front | None = None
 
     def serve(self, stop: threading.Event) -> None:
         """Serve until `stop` is set.
@@ -107,34 +103,16 @@ class CoordinatorDaemon:
         host, port = host_and_port(listen.metrics)
         stack.enter_context(StatusPage(metrics.registry, ready=self._why_not_ready, host=host, port=port))
         desk = StudyDesk(office.journal, consortium=home.consortium, revoked=revoked)
-        keys, doorbell = flower_keys(office.registry.members), Doorbell()
-        superlink = SuperLink(home.folder / "superlink")
-        superlink.set_members(keys)
-        stack.enter_context(superlink)
-        grid = SuperLinkGrid(superlink, doorbell=doorbell)
-        stack.callback(grid.close)
-        host, port = host_and_port(listen.fleet)
-        self._front = front = serve_front(
-            superlink=superlink.address,
-            certificate=home.tls_files.certificate,
-            key=home.tls_files.key,
-            authority=home.consortium.authority,
-            members=keys,
-            revoked=revoked(),
-            host=host,
-            port=port,
-            doorbell=doorbell,
-        )
-        stack.callback(front.stop)
+        keys = flower_keys(office.registry.members)
+        nodes = self._reach_nodes(stack, office, keys, revoked)
         plane = self._open_doors(stack, office, desk, tls, revoked)
-        self._run_studies(stack, office, desk, grid, plane, revoked, metrics)
+        self._run_studies(stack, office, desk, nodes, plane, revoked, metrics)
         return Tending(
             home=home,
             office=office,
             authority=self._authority,
             revoked=revoked,
-            superlink=superlink,
-            front=front,
+            door=nodes.door,
             metrics=metrics,
             members=keys,
         )
@@ -144,7 +122,7 @@ class CoordinatorDaemon:
         stack: ExitStack,
         office: Office,
         desk: StudyDesk,
-        grid: SuperLinkGrid,
+        nodes: Nodes,
         plane: DataPlane,
         revoked: RevocationFile,
         metrics: CoordinatorMetrics,
@@ -158,8 +136,8 @@ class CoordinatorDaemon:
         stack.callback(adder.close)
         parts = RunnerParts(
             journal=office.journal,
-            grid=grid,
-            node_of=lambda name: node_of(office, name),
+            grid=nodes.grid,
+            node_of=nodes.node_of,
             data_plane=plane.aggregator,
             adder=adder,
             results=results,
@@ -167,11 +145,19 @@ class CoordinatorDaemon:
             revoked=revoked,
             exchange_seconds=settings.deadlines.exchange_seconds,
             upload_seconds=settings.deadlines.upload_seconds,
+            longest_pause_seconds=settings.deadlines.longest_pause_seconds,
             metrics=metrics,
         )
         self._runner = runner = StudyRunner(desk, parts)
         runner.start()
         stack.callback(runner.stop, _STOP_SECONDS)
+
+    def _reach_nodes(
+        self, stack: ExitStack, office: Office, keys: dict[str, bytes], revoked: RevocationFile
+    ) -> Nodes:
+        """Open the way to the nodes of members, whose Flower keys these are."""
+        door = FleetDoor(stack, self._home, keys, revoked())
+        return Nodes(grid=door.grid, node_of=lambda name: node_of(office, name), door=door)
 
     def _open_doors(
         self, stack: ExitStack, office: Office, desk: StudyDesk, tls: TlsSource, revoked: RevocationFile
@@ -230,8 +216,8 @@ class CoordinatorDaemon:
             return None
 
     def _why_not_ready(self) -> str:
-        runner, front = self._runner, self._front
-        if runner is None or front is None:
+        runner = self._runner
+        if runner is None:
             return "starting"
         return "" if runner.is_alive else "the study runner has ended"
 

@@ -79,6 +79,7 @@ class GrpcServer:
             credentials = server_credentials(tls, ask_clients=ask_clients)
             found = self._server.add_secure_port(f"{_in_brackets(host)}:{port}", credentials)
         except RuntimeError as error:
+            self._server.stop(None)
             raise ConfigurationError(
                 f"{host} port {port} cannot be listened on: in use, or no address of this machine",
                 hint="stop what listens there, or choose another port",

@@ -163,6 +163,12 @@ class Journal:
             for row in rows
         ]
 
+    def latest_time(self) -> float:
+        """Give the latest wall clock time of an event; 0 where there is none."""
+        with self._engine.connect() as connection:
+            found = connection.execute(sa.select(sa.func.max(EVENTS.c.at))).scalar()
+        return float(found or 0.0)
+
     def close(self) -> None:
         """Give the connections back."""
         self._engine.dispose()
@@ -226,16 +232,21 @@ def _engine(url: sa.URL) -> sa.Engine:
     return engine
 
 
+def newest_revisions() -> tuple[set[str], str | None]:
+    """Give all forms of the database that this version knows, and the present one."""
+    script = ScriptDirectory(str(_MIGRATIONS))
+    return {revision.revision for revision in script.walk_revisions()}, script.get_current_head()
+
+
 def _upgrade(connection: sa.Connection, name: str) -> None:
     """Bring the database to the newest form; two processes that open it at once may both try."""
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
-    script = ScriptDirectory.from_config(config)
-    known = {revision.revision for revision in script.walk_revisions()}
+    known, newest = newest_revisions()
     found = MigrationContext.configure(connection).get_current_revision()
     if found is not None and found not in known:
         raise DatabaseNewer(f"database {name} is of revision {found}, which this version does not know")
-    if found == script.get_current_head():
+    if found == newest:
         return
     config.attributes["connection"] = connection
     command.upgrade(config, "head")

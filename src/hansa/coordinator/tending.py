@@ -6,12 +6,11 @@ from datetime import datetime
 
 from cryptography import x509
 
-from hansa.coordinator.front import Front
+from hansa.coordinator.fleet_door import FleetDoor
 from hansa.coordinator.home import CoordinatorHome
 from hansa.coordinator.members import Members
 from hansa.coordinator.metrics import CoordinatorMetrics
 from hansa.coordinator.office import Office, renew_services
-from hansa.coordinator.superlink import SuperLink
 from hansa.federation.files import read_file
 from hansa.federation.logs import log
 from hansa.federation.revocation_file import RevocationFile
@@ -37,10 +36,9 @@ class Tending:
         office: Its journal and registers.
         authority: Gives the authority where its key is at hand.
         revoked: The revocation list in its file.
-        superlink: Where nodes are registered.
-        front: The fleet door.
+        door: The fleet door, where this coordinator has one.
         metrics: What is counted.
-        members: Flower keys of the members that SuperLink and front know.
+        members: Flower keys of the members that the door knows.
         now: Clock.
     """
 
@@ -51,16 +49,15 @@ class Tending:
         office: Office,
         authority: Callable[[], CertificateAuthority | None],
         revoked: RevocationFile,
-        superlink: SuperLink,
-        front: Front,
+        door: FleetDoor | None,
         metrics: CoordinatorMetrics,
         members: Mapping[str, bytes],
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._home, self._office, self._authority, self._revoked = home, office, authority, revoked
-        self._superlink, self._front, self._metrics, self._now = superlink, front, metrics, now
+        self._door, self._metrics, self._now = door, metrics, now
         self._members, self._list = dict(members), revoked().encoded
-        self._starts, self._counts = superlink.starts, Counter[str]()
+        self._starts, self._counts = door.starts if door else 0, Counter[str]()
 
     def tend(self) -> None:
         """Bring every door to what the journal says, and whatever ends soon to a new end, where the authority is at hand."""
@@ -77,15 +74,16 @@ class Tending:
         self._office.revocations.put_into_file()
         encoded = self._revoked().encoded
         if encoded != self._list:
-            self._front.update_revocations(encoded)
+            if self._door is not None:
+                self._door.update_revocations(encoded)
             self._list = encoded
             log("coordinator").info("revocation_list_in_force", number=self._revoked().number)
 
     def _tend_members(self) -> None:
         found = flower_keys(self._office.registry.members)
         if found != self._members:
-            self._front.update_members(found)
-            self._superlink.set_members(found)
+            if self._door is not None:
+                self._door.update_members(found)
             log("coordinator").info("members_changed", members=sorted(found))
             self._members = found
 
@@ -99,15 +97,18 @@ class Tending:
         authority = self._authority()
         if authority is not None:
             renew_services(self._office, authority, self._now())
-            self._front.update_certificate(files.certificate, files.key)
+            if self._door is not None:
+                self._door.update_certificate(files.certificate, files.key)
 
     def _count(self) -> None:
         states = Counter(str(record.state) for record in self._office.registry.members.all())
         self._metrics.members(dict(states))
-        for _ in range(self._superlink.starts - self._starts):
+        if self._door is None:
+            return
+        for _ in range(self._door.starts - self._starts):
             self._metrics.superlink_restarted()
-        self._starts = self._superlink.starts
-        counts = Counter(self._front.counts)
+        self._starts = self._door.starts
+        counts = self._door.counts
         for reason, count in (counts - self._counts).items():
             if not reason.isdigit():
                 self._metrics.refused("fleet", reason, count)

@@ -180,9 +180,9 @@ def is_transient(failed: Any) -> bool:
     return failed.code() in _TRANSIENT_STATUSES and not _is_foreign(failed, code)
 
 
-def is_deadline(failed: Any) -> bool:
-    """Whether the caller's own time for a call was over, so that the peer has said nothing."""
-    return not _code(failed) and failed.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+def has_code(failed: Any) -> bool:
+    """Whether the service itself has answered, and not the connection."""
+    return bool(_code(failed))
 
 
 def _is_foreign(failed: Any, code: str) -> bool:

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import grpc
 
-from hansa.errors import CertificateRejected, Error
-from hansa.federation.error_status import AGGREGATOR_ERRORS, error_of, is_deadline, is_transient
+from hansa.errors import CertificateRejected, CoordinatorUnreachable, Error
+from hansa.federation.error_status import AGGREGATOR_ERRORS, error_of, has_code, is_transient
 from hansa.federation.tls_authority import verify_client_certificate
 from hansa.federation.tls_files import TlsMaterial, TlsSource, channel_credentials
 from hansa.federation.transfer import channel_options
@@ -45,9 +45,10 @@ class CoordinatorChannel:
         participant: Id that its certificate must name.
         patience: How long calls are tried.
         clock: The time, with its zone, for certificates.
-        sleep: Waits so many seconds.
+        sleep: Waits so many seconds; until `give_up` where it is not given.
 
     Guarantees:
+        - After `give_up` no call lasts, neither one that is made then nor one that is in progress.
         - Nothing is sent to a peer that does not show a certificate of the authority for the address.
         - A renewed certificate is used from the next call on.
         - A call that fails for want of a connection, room or a worker is made again until its deadline; any other failure is
@@ -62,10 +63,11 @@ class CoordinatorChannel:
         participant: str,
         patience: Patience | None = None,
         clock: Callable[[], datetime] = utc_now,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
     ) -> None:
         self._address, self._tls, self._participant = address, tls, participant
-        self._patience, self._clock, self._sleep = patience or Patience(), clock, sleep
+        self._given_up = threading.Event()
+        self._patience, self._clock, self._sleep = patience or Patience(), clock, sleep or self._given_up.wait
         self._lock = threading.Lock()
         self._made_of: TlsMaterial | None = None
         self._channel: Any = None
@@ -88,19 +90,34 @@ class CoordinatorChannel:
         end = time.monotonic() + self._patience.deadline_seconds
         pause, before = self._patience.first_pause_seconds, None
         while True:
+            if self._given_up.is_set():
+                raise CoordinatorUnreachable("this process is about to end")
             channel = self._ready_channel()
             try:
                 return step(channel, max(end - time.monotonic(), _SHORTEST_CALL_SECONDS))
+            except ValueError:  # grpc's word for a channel that was closed before the call
+                if not self._given_up.is_set():
+                    raise
+                continue  # to the error above
             except grpc.RpcError as failed:
+                if self._given_up.is_set():
+                    continue
                 left = end - time.monotonic()
-                # Where our own deadline ended the last try, the one before it knows more.
-                last = before if before is not None and is_deadline(failed) else failed
-                if left <= 0 or not is_transient(failed):
-                    raise error_of(last, kinds) from failed
+                if not is_transient(failed):
+                    raise error_of(failed, kinds) from failed
+                if left <= 0:
+                    # Our own deadline may have broken the last try off; then the one before it knows more.
+                    said = failed if before is None or has_code(failed) or not has_code(before) else before
+                    raise error_of(said, kinds) from failed
                 before = failed
             # Half of the pause is random: members that lost the same server do not come back in one moment.
             self._sleep(min(pause / 2 + random.uniform(0, pause / 2), left))
             pause = min(2 * pause, self._patience.longest_pause_seconds)
+
+    def give_up(self) -> None:
+        """End every call, now and from now on: this process is to end, and what it owes is on its disk."""
+        self._given_up.set()
+        self.close()
 
     def close(self) -> None:
         """Close the channel; the next call opens another one."""
@@ -108,6 +125,8 @@ class CoordinatorChannel:
             self._close()
 
     def _ready_channel(self) -> Any:
+        if self._given_up.is_set():
+            raise CoordinatorUnreachable("no call is made any more, for this process is to end")
         with self._lock:
             material = self._tls.material()
             self._verify_own(material)

@@ -22,6 +22,7 @@ from hansa.errors import (
     DuplicateMessage,
     ModelDivergence,
     OutOfOrder,
+    ProtocolError,
     RosterEquivocation,
 )
 from hansa.participant.node_core import NodeCore, Packages
@@ -29,6 +30,7 @@ from hansa.participant.node_state import save_state
 from hansa.participant.outputs import verify_upload
 from hansa.participant.seen_heads import keep_heads
 from hansa.secure_agg.attempt import verify_results
+from hansa.secure_agg.messages import RoundResult, open_signed
 from hansa.secure_agg.unmasking import verify_certificate
 
 
@@ -54,6 +56,9 @@ class ParticipantNode(NodeCore):
             known, which no such list allows.
         submitter: Who submits the study, for the policy's list of submitters; None likewise.
 
+    Raises:
+        LedgerDamaged: The ledger is an older copy than one whose head this participant has signed in this study, or another one.
+
     Guarantees:
         - No record is read before the policy agreed and the round's ε is on the disk as reserved.
         - A round that passes any limit of the policy, for ever, of the study or of the month, is refused by its code; it reads
@@ -61,6 +66,7 @@ class ParticipantNode(NodeCore):
         - Every value that a private record influenced is noised before it is compressed, masked and encrypted.
         - A model state is trained from once: another attempt at its round, or a restart, sends the same update under
           other masks and spends nothing.
+        - A ledger that was put back to an older copy spends nothing: a node is not made on it while its store knows better.
         - The header of an upload carries the ledger's tree head with this round's reservation in it; of the others the header with
           the longest one is kept.
         - Rounds are the study's, from 1 on, one after another: none is skipped, none follows one that was not closed.
@@ -191,6 +197,7 @@ class ParticipantNode(NodeCore):
             raise OutOfOrder(f"round {round_index} cannot be left behind before {self.state.round + 1}")
         link = machine.skip(round_index, attempt, voids, transcript=self.state.transcript)
         with self._advancing():
+            self.rosters.note_void(round_index)
             self.state.skip(link)
             self._progress = replace(
                 self._progress, result=b"", roster_hash=b"", awaits_close=None, contributors=0
@@ -200,9 +207,7 @@ class ParticipantNode(NodeCore):
 
     def open(self, round_index: int, attempt: int) -> tuple[bytes, Packages]:
         """Steps 2 and 3 in strict mode: open the sum of the whole roster and apply it; as `unmask`."""
-        if (
-            round_index == self.state.round and self._progress.result
-        ):  # closed or not: a coordinator that was restarted asks
+        if self._has_confirmed(round_index, attempt):  # also after its close: a restarted coordinator asks
             return self._confirmed()
         machine = self._running(round_index, attempt)
         headers, aggregate = self._clock.timed(
@@ -234,6 +239,16 @@ class ParticipantNode(NodeCore):
             raise
         self._progress.awaits_close = None
         save_state(self._store, self.state, self._progress)
+
+    def _has_confirmed(self, round_index: int, attempt: int) -> bool:
+        """Whether this attempt is the one that was opened last, under the keys of this epoch."""
+        if round_index != self.state.round or not self._progress.result:
+            return False
+        epoch = self.membership.entered[0]
+        with suppress(ProtocolError):  # of an earlier epoch
+            own = open_signed(self._progress.result, RoundResult, self._roster, epoch.number)
+            return (own.round, own.attempt) == (round_index, attempt)
+        return False
 
     def _confirmed(self) -> tuple[bytes, Packages]:
         """Give what was answered when the round was opened; the answer was lost."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from flwr.app import Context, Message
 
-from hansa.errors import Error, OutOfOrder, PolicyFileMissing
+from hansa.errors import Error, OutOfOrder, PolicyFileMissing, StoreInUse
 from hansa.federation.agreements import roster_of
 from hansa.federation.files import make_folder
 from hansa.models.base_files import load_base
@@ -18,9 +18,11 @@ from hansa.participant.coordinator_channel import CoordinatorChannel
 from hansa.participant.data_rows import open_data
 from hansa.participant.dataset_file import load_datasets
 from hansa.participant.home import ParticipantHome
+from hansa.participant.metrics import EpsilonStanding
 from hansa.participant.node import ParticipantNode
 from hansa.participant.policy import Policy
 from hansa.participant.policy_file import load_policy
+from hansa.participant.registered_data import note_ledger
 from hansa.participant.store import SealedStore, open_or_make_key
 from hansa.participant.study_desk import DeskStudy, policy_for, verify_allowed
 from hansa.secure_agg.certificates import utc_now
@@ -63,9 +65,10 @@ class Seat:
         if study.start is None:
             raise OutOfOrder(f"the study {study.name!r} was not started")
         self.study, self._home, self._folder = study, home, folder
-        self._lock = threading.Lock()
+        self._lock, self._noted, self._report = threading.Lock(), 0, report
+        self._standing: tuple[object, tuple[EpsilonStanding, ...]] = (None, ())
         body, self._agreement = study.proposal.body, study.proposal.body.agreement()
-        policy = seat_policy(home.folder, study)
+        self._policy = policy = seat_policy(home.folder, study)
         verify_allowed(policy, study)
         loaded = load_base(base, self._agreement, sha256=body.base_model.hex())
         data = open_data(
@@ -103,7 +106,20 @@ class Seat:
         """Answer a request, one at a time."""
         with self._lock:
             answer: Message = self._app(message, context)
+            self._note_ledger()
             return answer
+
+    def _note_ledger(self) -> None:
+        """Tell the register how far the ledger has come; where it is in use, with the next request."""
+        head = self.node.budget.head
+        if head is not None and head.size > self._noted:
+            try:
+                note_ledger(self._home.folder, self.study.data_set, head)
+                self._noted = head.size
+            except StoreInUse:
+                pass
+            except Error as error:  # what was done stands, and so does its answer
+                self._report(error)
 
     @property
     def rounds_done(self) -> int:
@@ -119,7 +135,28 @@ class Seat:
         """Read the data set's policy again; the next request is checked against it. Raises as `load_policy`."""
         policy = seat_policy(self._home.folder, self.study)
         with self._lock:
+            self._policy = policy
             self.node.use_policy(policy)
+
+    def epsilon(self) -> tuple[EpsilonStanding, ...]:
+        """Tell what the data set has spent; as it was told last while a request is being answered, for that may take long."""
+        if not self._lock.acquire(blocking=False):
+            return self._standing[1]
+        try:
+            budget, policy = self.node.budget, self._policy
+            found = (policy, tuple(budget.spent()))
+            if found != self._standing[0]:  # composing takes a while, and there is news once a round
+                of_study = budget.epsilon(study=self._agreement.id)
+                self._standing = (
+                    found,
+                    (
+                        EpsilonStanding(scope="for_ever", spent=budget.epsilon(), limit=policy.epsilon_limit),
+                        EpsilonStanding(scope="study", spent=of_study, limit=policy.epsilon_per_study),
+                    ),
+                )
+            return self._standing[1]
+        finally:
+            self._lock.release()
 
     def save_model(self) -> Path:
         """Write the model that the study has trained so far; raises OutputNotWritable."""

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from hansa.errors import BudgetExhausted
+from hansa.errors import BudgetExhausted, LedgerDamaged
 from hansa.privacy import accounting
 from hansa.privacy.ledger import Ledger, LedgerOwner
 from hansa.privacy.ledger_format import spending_problem
@@ -77,13 +77,29 @@ class Budget:
         history = self._ledger.history
         return history.head() if history.size else None
 
+    def verify_continues(self, size: int, root: bytes) -> None:
+        """Check that the ledger begins with what is known of it from elsewhere.
+
+        Args:
+            size: Entries that it had; 0 for none.
+            root: Merkle root over them.
+
+        Raises:
+            LedgerDamaged: It has fewer entries, or others.
+        """
+        history = self._ledger.history
+        if size > history.size or (size and history.roots[size - 1] != root):
+            raise LedgerDamaged(
+                f"{self.path.name} is an older copy or another ledger: it does not continue the {size} entries that it had"
+            )
+
     def spent(self, *, study: str | None = None, month: str | None = None) -> Sequence[accounting.Mechanism]:
         """Give what was reserved, of one study or in one month or both; see `spent.Spent`."""
         return [accounting.Mechanism(*one, count) for one, count in sorted(self._sum(study, month).items())]
 
-    def epsilon(self, further: Spending | None = None) -> float:
-        """Compute ε spent, and with a further round on top where one is given."""
-        steps = self._sum(None, None)
+    def epsilon(self, further: Spending | None = None, *, study: str | None = None) -> float:
+        """Compute ε spent, by all studies or by one, and with a further round on top where one is given."""
+        steps = self._sum(study, None)
         if further is not None:
             steps[further.mechanism] += further.steps
         return total_epsilon(steps, self.delta)
