@@ -40,7 +40,7 @@ from hansa.local import LocalConsortium
 from hansa.local_seats import Member
 from hansa.models.pretraining import PretrainingConfig, make_base
 from hansa.participant.policy import Policy
-from hansa.privacy_recipe import RESULT_SHARE, ROUNDS, recipe_for
+from hansa.privacy_recipe import ROUNDS, recipe_for
 from hansa.study import Study, load_study
 
 HERE = Path(__file__).resolve().parent
@@ -52,7 +52,6 @@ EPSILONS = (1.0, 3.0, 8.0)
 MODES = ("local", "distributed")
 COLLUDERS = 1
 SHARED = 3.0  # limit at which distributed noise is held against local noise at the largest one
-SHARES = (RESULT_SHARE, 1.0)  # of the way from the base
 Row = dict[str, Any]
 
 
@@ -184,12 +183,11 @@ class Place:
         )
         self.evaluator = Evaluator(self.ground, self.base)
 
-    def joint(self, study: Study, *, private: bool) -> dict[str, float]:
-        """Train together, and score on the consortium-wide test rows, by share of the way from the base that is kept."""
+    def joint(self, study: Study, *, private: bool) -> float:
+        """Train together, and score on the consortium-wide test rows."""
         parties = self.ground.banks[: study.aggregation.participants]
         run = simulate if private else simulate_without_privacy
-        start, values = self.base.layout.gather(self.base.model()), run(study, self.base, parties).values
-        return {f"{share:g}": self.evaluator.score(start + share * (values - start)).test for share in SHARES}
+        return self.evaluator.score(run(study, self.base, parties).values).test
 
     def alone(self) -> dict[str, list[float]]:
         """Train each bank alone without privacy, in two ways; AUC of each bank's model on the same test rows."""
@@ -245,14 +243,10 @@ class Results:
     def __init__(self, matrix: Matrix, found: dict[str, Any]) -> None:
         self.matrix, self._found = matrix, found
 
-    def joint(self, partition: str, banks: int, epsilon: float, mode: str, share: float = 0.0) -> list[float]:
-        """AUC of the joint model, one a seed: of the recipe's result, or of a share of the way from the base that is given.
-
-        Without privacy the whole way is taken: there is no noise to lose.
-        """
-        chosen = share or (RESULT_SHARE if mode else 1.0)
+    def joint(self, partition: str, banks: int, epsilon: float, mode: str) -> list[float]:
+        """AUC of the joint model, one a seed."""
         keys = [joint_key(partition, seed, banks, epsilon, mode) for seed in self.matrix.seeds]
-        return [float(self._found[key][f"{chosen:g}"]) for key in keys]
+        return [float(self._found[key]) for key in keys]
 
     def alone(self, partition: str, banks: int) -> dict[str, list[float]]:
         """Mean AUC over the banks of each way to train alone, one a seed; the banks are the first of fifteen."""

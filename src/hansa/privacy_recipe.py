@@ -5,9 +5,10 @@
     R       noise of a round's mean update over the clip norm, both as ℓ₂ norms on the K entries that move:
                 local         σ √K / (q N √n)
                 distributed   σ √K / (q N √(n h)) · (1 + √K / L),  h honest contributors, L grid levels a clip norm
-R says how hard a study is. Every other setting is one number, for none of them had to follow R: Adam divides by the size of
-what it sees, noise included, and the same rate was best from R = 0.1 to R = 1.1. Where the numbers come from stands in
-`docs/utility.md`: UCI Adult and SUPPORT2, never the table of the bank example.
+R says how hard a study is. Where it is large and the base solves the task already, the result keeps less of the way from that
+base (`training.result_share`), so that noise does not spoil what was there. Every other setting is one number, for none of
+them had to follow R: Adam divides by the size of what it sees, noise included, and the same rate was best from R = 0.1 to
+R = 1.1. Where the numbers come from stands in `docs/utility.md`: UCI Adult and SUPPORT2, never the bank example's table.
 """
 
 import math
@@ -33,9 +34,7 @@ KEPT_SHARE, EXPLORE_SHARE = 0.29, 0.2
 LOCAL_BITS = 8
 RANGE_NOISE_MULTIPLES = 16.0
 LEARNING_RATE = 0.06
-RESULT_SHARE = 0.75
-# Of a base that solves the task already: at most, and times R where that is less.
-RESULT_SHARE_TRAINED, RESULT_SHARE_RATIO = 0.5, 0.25
+RATIO_TRAINED = 0.25  # R up to which the whole way from a base that solves the task already is kept
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,7 +192,7 @@ def recipe_for(
         nominal_records=nominal_records,
         rounds=ROUNDS,
         learning_rate=LEARNING_RATE,
-        result_share=_share_from_trained(ratio) if trained_base else RESULT_SHARE,
+        result_share=_result_share(ratio) if trained_base else 1.0,
         bits=bits,
         noise_multiplier=sigma,
         noise_ratio=ratio,
@@ -268,9 +267,9 @@ def _sample_rate(epsilon: float, delta: float, nominal: int) -> float:
     return rate
 
 
-def _share_from_trained(ratio: float) -> float:
+def _result_share(ratio: float) -> float:
     """Share of the way from a base that solves the task already, to two digits: there is something to lose."""
-    return float(f"{min(RESULT_SHARE_TRAINED, RESULT_SHARE_RATIO / ratio):.2g}")
+    return float(f"{min(1.0, RATIO_TRAINED / ratio):.2g}")
 
 
 def _free_bits(participants: int) -> int:

@@ -14,8 +14,7 @@ from hansa.privacy.accounting import epsilon_of
 from hansa.privacy.distributed import plan_noise
 from hansa.privacy_recipe import (
     NOISE_GROWTH_MOST,
-    RESULT_SHARE,
-    RESULT_SHARE_TRAINED,
+    RATIO_TRAINED,
     ROUNDS,
     SAMPLE_RATE_LEAST,
     SAMPLE_RATE_MOST,
@@ -101,10 +100,13 @@ def test_fewer_records_a_step_only_where_that_costs_little_noise() -> None:
 
 
 def test_less_is_kept_of_the_way_from_a_base_that_can_lose_something() -> None:
-    assert {bank(epsilon=epsilon).result_share for epsilon in EPSILONS} == {RESULT_SHARE}
-    shares = [bank(epsilon=epsilon, participants=3, trained_base=True).result_share for epsilon in EPSILONS]
+    assert {bank(epsilon=epsilon).result_share for epsilon in EPSILONS} == {1.0}
+    found = [bank(epsilon=epsilon, participants=3, trained_base=True) for epsilon in EPSILONS]
+    shares = [one.result_share for one in found]
     assert shares == sorted(shares)  # the more noise, the nearer to the base
-    assert shares[0] < 0.25 < shares[-1] == RESULT_SHARE_TRAINED < RESULT_SHARE
+    assert 0.0 < shares[0] < 0.25
+    assert [one.result_share == 1.0 for one in found] == [one.noise_ratio <= RATIO_TRAINED for one in found]
+    assert shares[-1] == 1.0
 
 
 def test_equal_numbers_give_equal_settings() -> None:

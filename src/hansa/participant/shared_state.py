@@ -106,8 +106,8 @@ class SharedState:
 def result_of(start: Vector, values: Vector, study: Study) -> Vector:
     """Give the result of a study: the agreed share of the way from the base to the last state.
 
-    Noise goes into a model with its square, what was learned goes in as it is; so a shorter way loses more noise than signal, and a
-    run that learned little stays near its base (`docs/utility.md`). It looks at nothing but what was released: no privacy is spent.
+    A run whose noise is large against what it learned can end below a base that solves the task already; a shorter way stays nearer
+    to that base (`docs/utility.md`). It looks at nothing but what was released: no privacy is spent.
 
     Args:
         start: (P,) the base's trained vector, public.
