@@ -41,6 +41,7 @@ cluster: $(STAMP)  ## a coordinator and five agents as processes, TLS on, run th
 
 bench: $(STAMP)  ## utility (15 banks, epsilon 8, three seeds), then secure aggregation, experts, private step, privacy (quick)
 	$(BIN)/python benchmarks/bank_utility.py
+	$(BIN)/python benchmarks/utility.py --quick
 	$(BIN)/python benchmarks/secure_agg.py --quick
 	$(BIN)/python benchmarks/moe.py --quick
 	$(BIN)/python benchmarks/dp_step.py --quick

@@ -35,6 +35,7 @@ LOCAL_BITS = 8
 RANGE_NOISE_MULTIPLES = 16.0
 LEARNING_RATE = 0.06
 RATIO_TRAINED = 0.25  # R up to which the whole way from a base that solves the task already is kept
+RESULT_SHARE_LEAST = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,6 +166,7 @@ def recipe_for(
         - Depends on its arguments only: equal arguments give equal settings.
         - `epsilon_spent` is at most `epsilon`, and above it with σ less 0.001, unless σ is the least allowed.
         - σ does not grow with ε at equal q, and T is `ROUNDS` whatever the arguments are.
+        - `result_share` does not grow with R, is `RESULT_SHARE_LEAST` or more, and 1 for a base that has nothing to lose.
         - R falls when ε, participants or records grow, all else equal.
     """
     _verify(epsilon, delta, nominal_records, trained_entries)
@@ -269,7 +271,7 @@ def _sample_rate(epsilon: float, delta: float, nominal: int) -> float:
 
 def _result_share(ratio: float) -> float:
     """Share of the way from a base that solves the task already, to two digits: there is something to lose."""
-    return float(f"{min(1.0, RATIO_TRAINED / ratio):.2g}")
+    return float(f"{min(1.0, max(RESULT_SHARE_LEAST, (RATIO_TRAINED / ratio) ** 2)):.2g}")
 
 
 def _free_bits(participants: int) -> int:

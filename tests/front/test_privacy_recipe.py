@@ -15,6 +15,7 @@ from hansa.privacy.distributed import plan_noise
 from hansa.privacy_recipe import (
     NOISE_GROWTH_MOST,
     RATIO_TRAINED,
+    RESULT_SHARE_LEAST,
     ROUNDS,
     SAMPLE_RATE_LEAST,
     SAMPLE_RATE_MOST,
@@ -104,7 +105,8 @@ def test_less_is_kept_of_the_way_from_a_base_that_can_lose_something() -> None:
     found = [bank(epsilon=epsilon, participants=3, trained_base=True) for epsilon in EPSILONS]
     shares = [one.result_share for one in found]
     assert shares == sorted(shares)  # the more noise, the nearer to the base
-    assert 0.0 < shares[0] < 0.25
+    assert shares[0] == RESULT_SHARE_LEAST
+    assert len(set(shares)) > 2
     assert [one.result_share == 1.0 for one in found] == [one.noise_ratio <= RATIO_TRAINED for one in found]
     assert shares[-1] == 1.0
 
