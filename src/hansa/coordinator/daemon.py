@@ -10,13 +10,9 @@
 It holds no key that opens anything. Whoever is killed here is made anew on the journal and the folders, and goes on.
 """
 
-import fcntl
-import os
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib.metadata import version
-from pathlib import Path
 
 from hansa.coordinator.callers import Callers
 from hansa.coordinator.ciphertext_adder import CiphertextAdder
@@ -38,7 +34,7 @@ from hansa.errors import AuthorityAbsent, Error, StoreInUse
 from hansa.federation.consortium_pb2_grpc import add_ConsortiumServicer_to_server
 from hansa.federation.enrolment_pb2_grpc import add_EnrolmentServicer_to_server
 from hansa.federation.fields import host_and_port
-from hansa.federation.files import make_folder
+from hansa.federation.files import holding, make_folder
 from hansa.federation.fleet_messages import canonical_node_key, node_number
 from hansa.federation.logs import log
 from hansa.federation.revocation_file import RevocationFile
@@ -82,7 +78,11 @@ class CoordinatorDaemon:
             CertificateRejected: The services' own certificate is none, or has ended.
         """
         with ExitStack() as stack:
-            stack.enter_context(_only_one(self._home.folder))
+            in_use = StoreInUse(
+                f"another coordinator runs on {str(self._home.folder)!r}",
+                hint="stop it, or give another --home; two coordinators never share one",
+            )
+            stack.enter_context(holding(self._home.folder / LOCK, in_use=in_use))
             office = stack.enter_context(open_office(self._home))
             tending = self._open(stack, office)
             self._manager.ready("no study runs")
@@ -230,20 +230,3 @@ def node_of(office: Office, name: str) -> int:
     """Give the grid's number of a member's node."""
     enrolment = office.registry.members.get(name).enrolment_document
     return node_number(canonical_node_key(enrolment.body.flower_key.encode()))
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the home's lock, which the system takes back whatever way this process ends."""
-    descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StoreInUse(
-                f"another coordinator runs on {str(folder)!r}",
-                hint="stop it, or give another --home; two coordinators never share one",
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
