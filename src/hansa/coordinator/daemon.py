@@ -11,6 +11,7 @@ It holds no key that opens anything. Whoever is killed here is made anew on the 
 """
 
 import threading
+import time
 from contextlib import ExitStack
 from importlib.metadata import version
 
@@ -45,6 +46,7 @@ from hansa.secure_agg.certificate_authority import CertificateAuthority
 
 _TEND_SECONDS = 0.5
 _STOP_SECONDS = 10.0
+_SAY_AGAIN_SECONDS = 600.0
 LOCK = "coordinator.lock"
 
 
@@ -67,6 +69,8 @@ class CoordinatorDaemon:
         self._home, self._manager = home, manager or ServiceManager()
         self._log = log("coordinator")
         self._runner: StudyRunner | None = None
+        self._members: frozenset[str] = frozenset()  # at the last look
+        self._said = ("", 0.0)
 
     def serve(self, stop: threading.Event) -> None:
         """Serve until `stop` is set.
@@ -104,6 +108,7 @@ class CoordinatorDaemon:
         stack.enter_context(StatusPage(metrics.registry, ready=self._why_not_ready, host=host, port=port))
         desk = StudyDesk(office.journal, consortium=home.consortium, revoked=revoked)
         keys = flower_keys(office.registry.members)
+        self._members = frozenset(keys)
         nodes = self._reach_nodes(stack, office, keys, revoked)
         plane = self._open_doors(stack, office, desk, tls, revoked)
         self._run_studies(stack, office, desk, nodes, plane, revoked, metrics)
@@ -166,7 +171,13 @@ class CoordinatorDaemon:
         host, port = host_and_port(listen.aggregator)
         limits = DataPlaneLimits(total_bytes=home.settings.spool.quota_bytes)
         plane = DataPlane(
-            host=host, port=port, tls=tls, revoked=revoked, report=self._unforeseen, limits=limits
+            host=host,
+            port=port,
+            tls=tls,
+            revoked=revoked,
+            report=self._unforeseen,
+            limits=limits,
+            is_member=lambda name: name in self._members,
         )
         stack.enter_context(plane)
         host, port = host_and_port(listen.consortium)
@@ -199,13 +210,22 @@ class CoordinatorDaemon:
         try:
             tending.tend()
         except (
-            Error
+            Exception
         ) as error:  # a disk that is full, a journal that is gone: the next look may find them back
-            self._log.error("tending_failed", error_code=error.code, message=error.message)
+            self._say_once(error)
+        self._members = tending.members
         runner = self._runner
         if runner is not None and runner.is_alive:
             self._manager.status(runner.doing)
             self._manager.alive()
+
+    def _say_once(self, error: Exception) -> None:
+        """Log what could not be looked after; what goes on is said again every ten minutes only."""
+        code = error.code if isinstance(error, Error) else type(error).__name__
+        words, now = f"{code}: {error}", time.monotonic()
+        if words != self._said[0] or now - self._said[1] > _SAY_AGAIN_SECONDS:
+            self._said = words, now
+            self._log.error("tending_failed", error_code=code, message=str(error)[:1000])
 
     def _authority(self) -> CertificateAuthority | None:
         """Read the authority where its key is at hand; it is kept nowhere in this process."""

@@ -78,7 +78,7 @@ class Front:
         now: The time.
 
     Attributes:
-        counts: How many requests and connections ended how, by error code or status; for metrics.
+        counts: How many requests and connections ended how, by error code or `status_` and status; for metrics.
 
     Guarantees:
         - Without a certificate of the authority, which is valid now, of a member and not revoked, nothing is passed on.

@@ -129,7 +129,7 @@ class AgentWork:
                 self._try("study", lambda study=study: self._sit_down(study))  # type: ignore[misc]
 
     def reload(self) -> None:
-        """Read the policies again; a seat whose policy cannot be read any more gets up, and one that was not taken is tried again."""
+        """Read the policies again; a seat whose policy cannot be read any more gets up, one that was not taken is tried anew."""
         self._failed.clear()
         for session, seat in list(self._seats.items()):
             try:

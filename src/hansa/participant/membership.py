@@ -43,7 +43,7 @@ class Membership:
     Guarantees:
         - On a store that holds an epoch, epoch and machine are those of before the restart.
         - The rounds of an epoch go on while the next one is set up.
-        - A member whose certificate was revoked before the join enters no epoch with this participant, whatever the coordinator says.
+        - A member whose certificate was revoked before the join enters no epoch with this one, whatever the coordinator says.
     """
 
     def __init__(

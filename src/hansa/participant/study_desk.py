@@ -187,10 +187,10 @@ class StudyDesk:
             AlreadyAnswered: It was denied before, or approved for another data set.
             DocumentRejected: The time for answers is over.
         """
-        with self._answering(study) as study:
-            if study.answer is not None:
-                if isinstance(study.answer.body, Approval) and study.data_set == data_set:
-                    return read_document(study.answer.encode(), Approval)
+        with self._answering(study) as present:
+            if present.answer is not None:
+                if isinstance(present.answer.body, Approval) and present.data_set == data_set:
+                    return read_document(present.answer.encode(), Approval)
                 raise AlreadyAnswered(f"{study.name!r} was denied before, or approved for another data set")
             self._verify_in_time(study)
             write_file(self.folder_of(study) / "data-set", data_set.encode())
@@ -208,10 +208,10 @@ class StudyDesk:
             AlreadyAnswered: It was approved before.
             DocumentRejected: The time for answers is over.
         """
-        with self._answering(study) as study:
-            if study.answer is not None:
-                if isinstance(study.answer.body, Denial):
-                    return read_document(study.answer.encode(), Denial)
+        with self._answering(study) as present:
+            if present.answer is not None:
+                if isinstance(present.answer.body, Denial):
+                    return read_document(present.answer.encode(), Denial)
                 raise AlreadyAnswered(f"{study.name!r} was approved before")
             self._verify_in_time(study)
             body = deny(study.proposal, self._participant, by=by, at=self._now(), reason=reason)
