@@ -58,7 +58,8 @@ Error
 ├── ReportValueInvalid            exit 1    a result holds a value that no report may show
 ├── OutputNotWritable             exit 73   a report cannot be written where it was asked for
 ├── StateError                    exit 1    what a party must remember is damaged, in use or not writable
-│   └── StoreDamaged, StoreInUse, StoreNotWritable and JournalNotWritable (exit 73), KeyFileUnsafe (exit 78)
+│   └── StoreDamaged, StoreInUse, StoreNotWritable and JournalNotWritable (exit 73), KeyFileUnsafe (exit 78),
+│       │   JournalUnreachable (exit 69)
 │       └── SpoolQuotaExceeded (exit 75)
 ├── TrainingDiverged              exit 1    a public training ended in numbers that are not finite
 ├── WorkerFailed                  exit 1    a worker process of the embedded consortium died
@@ -1344,6 +1345,14 @@ class JournalNotWritable(StateError):
     code = "journal_not_writable"
     exit_status = 73
     default_hint = "free disk space or bring the database back, then try again"
+
+
+class JournalUnreachable(StateError):
+    """The coordinator's database does not answer."""
+
+    code = "journal_unreachable"
+    exit_status = 69
+    default_hint = "bring the database back; what waits for it goes on by itself"
 
 
 class SpoolQuotaExceeded(StoreNotWritable):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hansa.coordinator.journal import Journal
-from hansa.errors import DatabaseNewer, DatabaseUnusable, JournalNotWritable
+from hansa.errors import DatabaseNewer, DatabaseUnusable, JournalNotWritable, JournalUnreachable
 
 
 def _url(tmp_path: Path) -> str:
@@ -136,3 +136,18 @@ def test_no_message_shows_a_password() -> None:
 def test_the_password_of_a_url_is_not_in_the_repr(tmp_path: Path) -> None:
     with Journal(_url(tmp_path)) as journal:
         assert repr(journal) == f"Journal(sqlite:///{tmp_path / 'journal.sqlite'})"
+
+
+def test_a_database_that_does_not_answer_has_one_name_for_whoever_reads(tmp_path: Path) -> None:
+    with Journal(_url(tmp_path)) as journal:
+        with sqlite3.connect(tmp_path / "journal.sqlite") as other:
+            other.execute("DROP TABLE record")
+            other.execute("DROP TABLE event")
+        for read in (
+            lambda: journal.get("s", "a"),
+            lambda: journal.items("s"),
+            journal.events,
+            journal.latest_time,
+        ):
+            with pytest.raises(JournalUnreachable, match="does not answer"):
+                read()

@@ -15,10 +15,11 @@ import pytest
 import structlog
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from hansa.coordinator.daemon import _only_one
+from hansa.coordinator.daemon import LOCK
 from hansa.coordinator.office import open_office
 from hansa.coordinator.stock_flower import StockCoordinator, StockGrid, StockNodes
 from hansa.errors import InvalidValue, OutOfOrder, ParticipantLost, StoreInUse, SuperLinkFailed
+from hansa.federation.files import holding
 from hansa.federation.fleet_messages import LOOK
 from hansa.local_grid import RUN_ID, LocalGrid, from_bytes, to_bytes
 from hansa.participant import agent_work, stock_node
@@ -97,7 +98,7 @@ def test_a_study_goes_from_proposal_to_model_on_nodes_that_forget_everything_but
 
 
 def test_no_other_coordinator_runs_on_the_same_home(small, grids):
-    with _only_one(small.home.folder), pytest.raises(StoreInUse):
+    with holding(small.home.folder / LOCK), pytest.raises(StoreInUse):
         StockCoordinator(small.home, grids()[0]).run()
 
 

@@ -10,13 +10,10 @@
 It holds no key that opens anything. Whoever is killed here is made anew on the journal and the folders, and goes on.
 """
 
-import fcntl
-import os
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from contextlib import ExitStack
 from importlib.metadata import version
-from pathlib import Path
 
 from hansa.coordinator.callers import Callers
 from hansa.coordinator.ciphertext_adder import CiphertextAdder
@@ -38,7 +35,7 @@ from hansa.errors import AuthorityAbsent, Error, StoreInUse
 from hansa.federation.consortium_pb2_grpc import add_ConsortiumServicer_to_server
 from hansa.federation.enrolment_pb2_grpc import add_EnrolmentServicer_to_server
 from hansa.federation.fields import host_and_port
-from hansa.federation.files import make_folder
+from hansa.federation.files import holding, make_folder
 from hansa.federation.fleet_messages import canonical_node_key, node_number
 from hansa.federation.logs import log
 from hansa.federation.revocation_file import RevocationFile
@@ -49,6 +46,7 @@ from hansa.secure_agg.certificate_authority import CertificateAuthority
 
 _TEND_SECONDS = 0.5
 _STOP_SECONDS = 10.0
+_SAY_AGAIN_SECONDS = 600.0
 LOCK = "coordinator.lock"
 
 
@@ -71,6 +69,8 @@ class CoordinatorDaemon:
         self._home, self._manager = home, manager or ServiceManager()
         self._log = log("coordinator")
         self._runner: StudyRunner | None = None
+        self._members: frozenset[str] = frozenset()  # at the last look
+        self._said = ("", 0.0)
 
     def serve(self, stop: threading.Event) -> None:
         """Serve until `stop` is set.
@@ -82,7 +82,11 @@ class CoordinatorDaemon:
             CertificateRejected: The services' own certificate is none, or has ended.
         """
         with ExitStack() as stack:
-            stack.enter_context(_only_one(self._home.folder))
+            in_use = StoreInUse(
+                f"another coordinator runs on {str(self._home.folder)!r}",
+                hint="stop it, or give another --home; two coordinators never share one",
+            )
+            stack.enter_context(holding(self._home.folder / LOCK, in_use=in_use))
             office = stack.enter_context(open_office(self._home))
             tending = self._open(stack, office)
             self._manager.ready("no study runs")
@@ -104,6 +108,7 @@ class CoordinatorDaemon:
         stack.enter_context(StatusPage(metrics.registry, ready=self._why_not_ready, host=host, port=port))
         desk = StudyDesk(office.journal, consortium=home.consortium, revoked=revoked)
         keys = flower_keys(office.registry.members)
+        self._members = frozenset(keys)
         nodes = self._reach_nodes(stack, office, keys, revoked)
         plane = self._open_doors(stack, office, desk, tls, revoked)
         self._run_studies(stack, office, desk, nodes, plane, revoked, metrics)
@@ -167,7 +172,13 @@ class CoordinatorDaemon:
         host, port = host_and_port(listen.aggregator)
         limits = DataPlaneLimits(total_bytes=home.settings.spool.quota_bytes)
         plane = DataPlane(
-            host=host, port=port, tls=tls, revoked=revoked, report=self._unforeseen, limits=limits
+            host=host,
+            port=port,
+            tls=tls,
+            revoked=revoked,
+            report=self._unforeseen,
+            limits=limits,
+            is_member=lambda name: name in self._members,
         )
         stack.enter_context(plane)
         host, port = host_and_port(listen.consortium)
@@ -200,13 +211,22 @@ class CoordinatorDaemon:
         try:
             tending.tend()
         except (
-            Error
+            Exception
         ) as error:  # a disk that is full, a journal that is gone: the next look may find them back
-            self._log.error("tending_failed", error_code=error.code, message=error.message)
+            self._say_once(error)
+        self._members = tending.members
         runner = self._runner
         if runner is not None and runner.is_alive:
             self._manager.status(runner.doing)
             self._manager.alive()
+
+    def _say_once(self, error: Exception) -> None:
+        """Log what could not be looked after; what goes on is said again every ten minutes only."""
+        code = error.code if isinstance(error, Error) else type(error).__name__
+        words, now = f"{code}: {error}", time.monotonic()
+        if words != self._said[0] or now - self._said[1] > _SAY_AGAIN_SECONDS:
+            self._said = words, now
+            self._log.error("tending_failed", error_code=code, message=str(error)[:1000])
 
     def _authority(self) -> CertificateAuthority | None:
         """Read the authority where its key is at hand; it is kept nowhere in this process."""
@@ -231,20 +251,3 @@ def node_of(office: Office, name: str) -> int:
     """Give the grid's number of a member's node."""
     enrolment = office.registry.members.get(name).enrolment_document
     return node_number(canonical_node_key(enrolment.body.flower_key.encode()))
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the home's lock, which the system takes back whatever way this process ends."""
-    descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StoreInUse(
-                f"another coordinator runs on {str(folder)!r}",
-                hint="stop it, or give another --home; two coordinators never share one",
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)

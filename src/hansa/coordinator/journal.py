@@ -23,7 +23,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
-from hansa.errors import DatabaseNewer, DatabaseUnusable, JournalNotWritable
+from hansa.errors import DatabaseNewer, DatabaseUnusable, JournalNotWritable, JournalUnreachable
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_SECONDS = 30
@@ -80,6 +80,7 @@ class Journal:
         - What `put` wrote is durable when it returns, all of it or nothing.
         - Of several writers that compare and put one record, one succeeds.
         - Neither a message nor a repr shows a password of the URL.
+        - Whatever the database does, a call raises JournalNotWritable or, where it reads, JournalUnreachable; none of SQLAlchemy.
     """
 
     def __init__(self, url: str, *, now: Callable[[], float] = time.time) -> None:
@@ -100,14 +101,14 @@ class Journal:
     def get(self, scope: str, name: str) -> bytes | None:
         """Give a record, or None."""
         query = sa.select(RECORDS.c.value).where(RECORDS.c.scope == scope, RECORDS.c.name == name)
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             found = connection.execute(query).scalar()
         return None if found is None else bytes(found)
 
     def items(self, scope: str) -> dict[str, bytes]:
         """Give all records of a scope, by name in order."""
         query = sa.select(RECORDS.c.name, RECORDS.c.value).where(RECORDS.c.scope == scope)
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             found = connection.execute(query.order_by(RECORDS.c.name)).all()
         return {str(name): bytes(value) for name, value in found}
 
@@ -156,7 +157,7 @@ class Journal:
         query = sa.select(EVENTS).where(EVENTS.c.id > after).order_by(EVENTS.c.id).limit(most)
         if study is not None:
             query = query.where(EVENTS.c.study == study)
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             rows = connection.execute(query).all()
         return [
             Event(id=row.id, at=row.at, kind=row.kind, study=row.study, detail=json.loads(row.detail))
@@ -165,7 +166,7 @@ class Journal:
 
     def latest_time(self) -> float:
         """Give the latest wall clock time of an event; 0 where there is none."""
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             found = connection.execute(sa.select(sa.func.max(EVENTS.c.at))).scalar()
         return float(found or 0.0)
 
@@ -183,6 +184,15 @@ class Journal:
 
     def __repr__(self) -> str:
         return f"Journal({self.name})"
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except (SQLAlchemyError, OSError) as error:
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            raise JournalUnreachable(f"database {self.name} does not answer: {reason[:200]}") from error
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:

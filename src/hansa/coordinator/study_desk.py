@@ -143,7 +143,7 @@ class StudyDesk:
 
         Raises:
             UnknownStudy: There is no such study, or it was not started.
-            CommandStale: A later command is here.
+            CommandStale: A later command is here, or the study was stopped.
             DocumentRejected, CertificateRejected: See `verify_command`.
         """
         study = self.get(document.body.proposal)
@@ -153,6 +153,8 @@ class StudyDesk:
             )
         if document in study.commands:
             return study
+        if study.commands and study.commands[-1].body.action == "stop":
+            raise CommandStale(f"the study {_short_name(study)!r} was stopped, for good")
         last = study.commands[-1].body.counter if study.commands else 0
         verify_command(
             document,

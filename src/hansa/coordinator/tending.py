@@ -31,6 +31,10 @@ def flower_keys(members: Members) -> dict[str, bytes]:
 class Tending:
     """One look after another; see `tend`.
 
+    Guarantees:
+        - What cannot be looked after keeps nothing else from it: somebody who is no member any more is shut out whatever fails.
+        - A certificate that an admin has put in place is shown at the fleet door from the next look on, without a restart.
+
     Args:
         home: The coordinator's.
         office: Its journal and registers.
@@ -56,15 +60,28 @@ class Tending:
     ) -> None:
         self._home, self._office, self._authority, self._revoked = home, office, authority, revoked
         self._door, self._metrics, self._now = door, metrics, now
-        self._members, self._list = dict(members), revoked().encoded
+        self._members, self._list, self._certificate = dict(members), revoked().encoded, b""
         self._starts, self._counts = door.starts if door else 0, Counter[str]()
 
+    @property
+    def members(self) -> frozenset[str]:
+        """Who was a member at the last look."""
+        return frozenset(self._members)
+
     def tend(self) -> None:
-        """Bring every door to what the journal says, and whatever ends soon to a new end, where the authority is at hand."""
-        self._tend_list()
-        self._tend_members()
-        self._tend_certificate()
-        self._count()
+        """Bring every door to what the journal says, and whatever ends soon to a new end, where the authority is at hand.
+
+        Raises:
+            Exception: The first thing that went wrong, after everything else was looked after.
+        """
+        first: Exception | None = None
+        for step in (self._tend_members, self._tend_list, self._tend_certificate, self._count):
+            try:
+                step()
+            except Exception as error:
+                first = first or error
+        if first is not None:
+            raise first
 
     def _tend_list(self) -> None:
         if self._office.revocations.is_due():
@@ -89,16 +106,18 @@ class Tending:
 
     def _tend_certificate(self) -> None:
         files = self._home.tls_files
-        certificate = x509.load_der_x509_certificate(from_pem(read_file(files.certificate)))
+        encoded = read_file(files.certificate)
+        if self._door is not None and encoded != self._certificate:
+            self._door.update_certificate(files.certificate, files.key)
+        self._certificate = encoded
+        certificate = x509.load_der_x509_certificate(from_pem(encoded))
         ends = certificate.not_valid_after_utc
         self._metrics.certificate_ends("server", ends.timestamp())
         if ends - self._now() > (ends - certificate.not_valid_before_utc) / 3:
             return
         authority = self._authority()
         if authority is not None:
-            renew_services(self._office, authority, self._now())
-            if self._door is not None:
-                self._door.update_certificate(files.certificate, files.key)
+            renew_services(self._office, authority, self._now())  # the next look shows it
 
     def _count(self) -> None:
         states = Counter(str(record.state) for record in self._office.registry.members.all())
@@ -110,6 +129,6 @@ class Tending:
         self._starts = self._door.starts
         counts = self._door.counts
         for reason, count in (counts - self._counts).items():
-            if not reason.isdigit():
+            if not reason.startswith("status_"):
                 self._metrics.refused("fleet", reason, count)
         self._counts = counts

@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Context, Message
 
-from hansa.errors import Error, InternalFailure, InvalidValue, TransportError
+from hansa.errors import Error, InternalFailure, InvalidValue, StoreInUse
 from hansa.federation.fields import host_and_port
-from hansa.federation.files import read_private_file, write_file
+from hansa.federation.files import holding, read_private_file, write_file
 from hansa.federation.logs import log
 from hansa.federation.service_manager import ServiceManager
 from hansa.federation.status_page import StatusPage
@@ -36,7 +36,7 @@ from hansa.participant.metrics import ParticipantMetrics
 from hansa.participant.session_apps import session_handler
 from hansa.secure_agg.certificates import utc_now
 
-STATUS_FILE = "agent-status.json"
+STATUS_FILE, LOCK = "agent-status.json", "agent.lock"
 _SOON_SECONDS, _LATER_SECONDS = 2.0, 10.0  # between two looks: something is awaited, or not
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 30.0
 _MEASURE_SECONDS = 5.0
@@ -100,7 +100,9 @@ class Agent:
             CertificateRejected, InvalidValue, ConfigurationError: Keys or certificates cannot be used.
             PortInUse: Somebody else listens where the status page should.
         """
+        in_use = StoreInUse(f"another agent serves {str(self._home.folder)!r}")
         with ExitStack() as stack:
+            stack.enter_context(holding(self._home.folder / LOCK, in_use=in_use))
             work = open_work(stack, self._home, now=self._now, report=self._report, note=self._note)
             work.resume()  # before the coordinator can ask for what this participant was in the middle of
             fleet = self._fleet()
@@ -157,15 +159,18 @@ class Agent:
                     awaited = work.look()
                     pause, retry = (_SOON_SECONDS if awaited else _LATER_SECONDS), _FIRST_RETRY_SECONDS
                     self._looked_at, self._problem = time.time(), ""
-                except TransportError as error:
+                except Error as error:
                     self._report("coordinator", error)
                     pause, retry = retry, min(2 * retry, _LAST_RETRY_SECONDS)
                     self._problem = error.code
                 due = time.monotonic() + pause
             self._manager.status(self._status(work, fleet))
             self._manager.alive()
-            self._measure(work, fleet)
-            self._write_status(work, fleet)
+            try:
+                self._measure(work, fleet)
+                self._write_status(work, fleet)
+            except Error as error:  # a disk that is full: rounds go on, or say themselves what they lack
+                self._report("status", error)
             self._rest(beat, work, stop)
 
     def _rest(self, seconds: float, work: AgentWork, stop: threading.Event) -> None:
@@ -260,9 +265,9 @@ class Agent:
             "seats": {session: seat.rounds_done for session, seat in work.seats.items()},
         }
         if found != getattr(self, "_written", None):
-            self._written = found
             whole = {**found, "changed": int(time.time())}
             write_file(self._home.folder / STATUS_FILE, json.dumps(whole).encode())
+            self._written = found
 
     def _note(self, event: str, **values: Any) -> None:
         self._log.info(event, **values)

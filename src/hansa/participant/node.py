@@ -51,7 +51,7 @@ class ParticipantNode(NodeCore):
         state_directory: Own folder for the ledgers, one a data set.
         aggregator: Way to the aggregator.
         random: Secret randomness; the operating system's unless a test injects it.
-        certificate: Own certificate (DER) of the roster's authority; empty where it has none.
+        credentials: Gives the own certificate and the revocation list; see `membership.Credentials`.
         model_hash: Hash of the base model, hexadecimal, that the policy's list of models is compared with; None where it is not
             known, which no such list allows.
         submitter: Who submits the study, for the policy's list of submitters; None likewise.

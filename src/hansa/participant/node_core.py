@@ -1,6 +1,6 @@
 """What a participant's node is made of, and what its steps have in common: recovery, order, keeping the state."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -20,7 +20,7 @@ from hansa.federation.agreements import terms_of
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
 from hansa.participant.local_update import Clock, LocalUpdates
-from hansa.participant.membership import Membership
+from hansa.participant.membership import Credentials, Membership
 from hansa.participant.node_state import (
     load_state,
     save_state,
@@ -82,7 +82,7 @@ class NodeCore:
         state_directory: Path,
         aggregator: AggregatorClient,
         random: SecretRandom | None = None,
-        certificate: bytes = b"",
+        credentials: Callable[[], Credentials] = Credentials,
         model_hash: str | None = None,
         submitter: str | None = None,
     ) -> None:
@@ -117,7 +117,7 @@ class NodeCore:
             terms=self._terms,
             store=store,
             random_bytes=random.bytes,
-            certificate=certificate,
+            credentials=credentials,
         )
         self.rosters = RoundRosters(state_directory, study.id)
         self._start = layout.gather(model)

@@ -18,11 +18,13 @@ from hansa.participant.coordinator_channel import CoordinatorChannel
 from hansa.participant.data_rows import open_data
 from hansa.participant.dataset_file import load_datasets
 from hansa.participant.home import ParticipantHome
+from hansa.participant.membership import Credentials
 from hansa.participant.metrics import EpsilonStanding
 from hansa.participant.node import ParticipantNode
 from hansa.participant.policy import Policy
 from hansa.participant.policy_file import load_policy
 from hansa.participant.registered_data import note_ledger
+from hansa.participant.session_apps import aborted
 from hansa.participant.store import SealedStore, open_or_make_key
 from hansa.participant.study_desk import DeskStudy, policy_for, verify_allowed
 from hansa.secure_agg.certificates import utc_now
@@ -49,7 +51,8 @@ class Seat:
     Guarantees:
         - Roster, study and base are those of the documents that this participant approved.
         - No record is read before the policy has allowed the study.
-        - One request is answered at a time.
+        - One request is answered at a time, none after `close`, and whoever reads a policy or gets up need not wait for it.
+        - An epoch is joined with the certificate in use at that moment, and without whoever the latest revocation list names.
     """
 
     def __init__(
@@ -65,7 +68,8 @@ class Seat:
         if study.start is None:
             raise OutOfOrder(f"the study {study.name!r} was not started")
         self.study, self._home, self._folder = study, home, folder
-        self._lock, self._noted, self._report = threading.Lock(), 0, report
+        self._lock, self._is_closed, self._noted, self._report = threading.Lock(), False, 0, report
+        self._next_policy: Policy | None = None
         self._standing: tuple[object, tuple[EpsilonStanding, ...]] = (None, ())
         body, self._agreement = study.proposal.body, study.proposal.body.agreement()
         self._policy = policy = seat_policy(home.folder, study)
@@ -93,7 +97,7 @@ class Seat:
                 data_commitment=data.data_commitment,
                 state_directory=home.folder,
                 aggregator=GrpcAggregatorClient(channel, body.session_id),
-                certificate=home.enrolment().body.identity_certificate,
+                credentials=self._credentials,
                 model_hash=body.base_model.hex(),
                 submitter=body.author,
             )
@@ -105,6 +109,9 @@ class Seat:
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a request, one at a time."""
         with self._lock:
+            if self._is_closed:
+                return aborted(message)
+            self._take_policy()
             answer: Message = self._app(message, context)
             self._note_ledger()
             return answer
@@ -133,8 +140,16 @@ class Seat:
 
     def use_policy(self) -> None:
         """Read the data set's policy again; the next request is checked against it. Raises as `load_policy`."""
-        policy = seat_policy(self._home.folder, self.study)
-        with self._lock:
+        self._next_policy = seat_policy(self._home.folder, self.study)
+        if self._lock.acquire(blocking=False):  # otherwise the next request begins with it
+            try:
+                self._take_policy()
+            finally:
+                self._lock.release()
+
+    def _take_policy(self) -> None:
+        policy, self._next_policy = self._next_policy, None
+        if policy is not None:
             self._policy = policy
             self.node.use_policy(policy)
 
@@ -161,21 +176,47 @@ class Seat:
     def save_model(self) -> Path:
         """Write the model that the study has trained so far; raises OutputNotWritable."""
         with self._lock:
-            state = self.node.state
-            self._layout.load(self._model, self.node.result())
-            training = {
-                "study": self._agreement.id,
-                "session": self.study.session,
-                "rounds": state.round,
-                "state": state.digest(self._agreement.id).hex(),
-            }
-            save_model(self._model, self._folder / "model", training=training)
+            return self._save_model()
+
+    def _save_model(self) -> Path:
+        state = self.node.state
+        self._layout.load(self._model, self.node.result())
+        training = {
+            "study": self._agreement.id,
+            "session": self.study.session,
+            "rounds": state.round,
+            "state": state.digest(self._agreement.id).hex(),
+        }
+        save_model(self._model, self._folder / "model", training=training)
         return self._folder / "model"
 
-    def close(self) -> None:
-        """Close the store, after the request that is being answered."""
-        with self._lock:
+    def _credentials(self) -> Credentials:
+        home = self._home
+        return Credentials(certificate=home.enrolment().body.identity_certificate, revoked=home.revocations())
+
+    def close(self, *, wait: bool = True, keep_model: bool = False) -> bool:
+        """Close the store, after the request that is being answered.
+
+        Args:
+            wait: Whether to wait for that request; a local step may take long.
+            keep_model: Whether to write the model of the rounds that are applied, if there are any.
+
+        Returns:
+            Whether the store is closed.
+
+        Raises:
+            OutputNotWritable: The model cannot be written; the store is open.
+        """
+        if not self._lock.acquire(blocking=wait):
+            return False
+        try:
+            if keep_model and self.rounds_done and not self._is_closed:
+                self._save_model()
+            self._is_closed = True
             self._store.close()
+        finally:
+            self._lock.release()
+        return True
 
 
 def seat_policy(home: Path, study: DeskStudy) -> Policy:
