@@ -420,6 +420,12 @@ class Consortium:
             for door in chosen:
                 door.mend()
 
+    def lead_to(self, ports: dict[str, int]) -> None:
+        """Lead every member to the doors of another coordinator."""
+        for doors in self.doors.values():
+            for name, door in doors.items():
+                door.lead_to(ports[name])
+
     def holds_for(self, seconds: float) -> None:
         """Let time pass; no daemon ends in it."""
         end = time.monotonic() + seconds

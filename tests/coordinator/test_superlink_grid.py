@@ -118,6 +118,31 @@ def test_nobody_but_members_is_sent_anything_and_nothing_above_the_bound(cluster
         cluster.grid.push_messages([message])
 
 
+def test_a_member_that_is_put_out_counts_as_lost_at_once_and_the_others_answer(clusters, fleet):
+    cluster = clusters("bank-1", "bank-2", "bank-3")
+    cluster.thread("bank-1")
+    cluster.thread("bank-2")
+    cluster.thread(
+        "bank-3", fleet.ping_app("bank-3", seconds=12.0)
+    )  # it is asked, and put out before it answers
+    cluster.ready()
+    left = {name: key for name, key in cluster.public.items() if name != "bank-3"}
+    found, began = [], time.monotonic()
+    asking = threading.Thread(target=lambda: found.append(cluster.ask(1, deadline_seconds=60.0)))
+    asking.start()
+    time.sleep(1.0)
+    cluster.front.update_members(left)
+    cluster.superlink.set_members(left)
+    asking.join(60)
+    found.append(cluster.ask(2, deadline_seconds=60.0))
+    for number, (answers, lost) in enumerate(found, 1):
+        assert answers == answers_of(("bank-1", "bank-2"), number)
+        assert [type(error) for error in lost.values()] == [ParticipantLost]
+        assert list(lost) == ["bank-3"]
+    assert len(found) == 2
+    assert time.monotonic() - began < 50
+
+
 def test_a_run_that_has_grown_long_is_replaced_between_exchanges(cluster, monkeypatch):
     monkeypatch.setattr(superlink_grid, "_MESSAGES_OF_A_RUN", 5)
     runs = set()

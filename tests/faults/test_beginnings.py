@@ -10,6 +10,14 @@ pytestmark = [pytest.mark.enable_socket, pytest.mark.slow]
 
 DEADLINES = {"exchange_seconds": 40.0, "upload_seconds": 15.0, "longest_pause_seconds": 2.0}
 TRAINING, JOINING, VOTING = "training and uploading", "joining an epoch", "voting for the manifest"
+HISTORY = {
+    "stale_round",
+    "out_of_order",
+    "transcript_divergence",
+    "state_rollback",
+    "already_released",
+    "package_reuse",
+}
 
 
 @pytest.fixture
@@ -70,39 +78,33 @@ def test_a_full_disk_under_the_spool_and_then_under_everything(consortium):
     consortium.finishes()
 
 
-def test_a_coordinator_that_relays_another_history_to_one_member(consortium, cluster_parts):
+def test_a_coordinator_that_relays_an_older_history_is_refused_by_every_member(consortium, cluster_parts):
     consortium.run()
     consortium.round_reached(1)
     with consortium.stopped_at("bank-4", TRAINING):
         number = consortium.rounds_done() + 1
-        copy = shutil.copytree(
-            consortium.coordinator,
-            consortium.folder / "copy",
-            ignore=shutil.ignore_patterns("*.lock", "superlink"),
-        )
+        ignored = shutil.ignore_patterns("*.lock", "superlink")
+        copy = shutil.copytree(consortium.coordinator, consortium.folder / "copy", ignore=ignored)
     consortium.round_reached(number)
     consortium.command("pause")
     consortium.until(lambda: consortium.stage() == "", "the pause")
-    ports = cluster_parts.free_ports(5)
+    ports = dict(zip(consortium.ports, cluster_parts.free_ports(5), strict=True))
     settings = (copy / "coordinator.toml").read_text()
-    for (door, old), new in zip(consortium.ports.items(), ports, strict=True):
-        settings = settings.replace(f":{old}", f":{new}")
-        if door in consortium.doors["bank-4"]:
-            consortium.doors["bank-4"][door].lead_to(new)
+    for door, port in consortium.ports.items():
+        settings = settings.replace(f":{port}", f":{ports[door]}")
     (copy / "coordinator.toml").write_text(settings)
     consortium.daemons.spawn("copy", "coordinator", "run", "--home", str(copy))
-    before, refused = consortium.model_state("bank-4"), len(consortium.daemons.codes("bank-4"))
-    consortium.until(
-        lambda: (
-            {"stale_round", "out_of_order", "transcript_divergence", "state_rollback", "already_released"}
-            & set(consortium.daemons.codes("bank-4")[refused:])
-        ),
-        "a refusal by name",
-    )
-    assert consortium.model_state("bank-4") == before
+    before = {name: consortium.model_state(name) for name in consortium.names}
+    spent = {name: consortium.reserved(name) for name in consortium.names}
+    consortium.lead_to(ports)
+    for name in consortium.names:
+        consortium.until(
+            lambda name=name: HISTORY & set(consortium.daemons.codes(name)), f"a refusal of {name} by name"
+        )
+    assert {name: consortium.model_state(name) for name in consortium.names} == before
+    assert {name: consortium.reserved(name) for name in consortium.names} == spent
     consortium.daemons.kill("copy")
-    for door in consortium.doors["bank-4"]:
-        consortium.doors["bank-4"][door].lead_to(consortium.ports[door])
+    consortium.lead_to(consortium.ports)
     consortium.command("resume")
     consortium.finishes()
 

@@ -1,6 +1,7 @@
 """A participant's client: when it tries again, when it does not, and what it takes from a coordinator that lies."""
 
 import itertools
+import threading
 import time
 
 import grpc
@@ -205,6 +206,33 @@ def test_a_call_is_made_again_with_pauses_that_grow_and_are_bounded(channel, pau
     assert channel.call(failing(8, Failed(grpc.StatusCode.UNAVAILABLE))) == "done"
     for pause, most in zip(paused, (1, 2, 4, 8, 8, 8, 8, 8), strict=True):
         assert most / 2 <= pause <= most
+
+
+def test_after_it_was_given_up_no_call_lasts(network, tmp_path):
+    made = CoordinatorChannel(
+        "127.0.0.1:1", tls=network.Pki(tmp_path).source("bank-1"), participant="bank-1", patience=Patience()
+    )
+    calling, ended, began = threading.Event(), [], time.monotonic()
+
+    def step(_channel, _seconds):
+        calling.set()
+        raise Failed(grpc.StatusCode.UNAVAILABLE)
+
+    def call():
+        with pytest.raises(CoordinatorUnreachable, match="about to end") as found:
+            made.call(step)
+        ended.append(found.value)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    assert calling.wait(10)
+    made.give_up()
+    thread.join(10)
+    assert len(ended) == 1
+    calling.clear()
+    call()  # and none is made any more
+    assert not calling.is_set()
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(

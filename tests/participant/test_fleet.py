@@ -151,6 +151,37 @@ def test_what_is_being_answered_at_the_end_is_answered(cluster, fleet):
     assert found == [{"join": b"bank-2 6"}]
 
 
+def test_what_was_broken_off_is_not_answered_and_asked_of_the_next_process_again(cluster, second, fleet):
+    called, broken = threading.Event(), threading.Event()
+
+    def app(message, _):
+        called.set()
+        broken.wait(20)
+        return Message(RecordDict({"reply": ConfigRecord({"error": "aborted"})}), reply_to=message)
+
+    first = fleet.NodeThread.__new__(fleet.NodeThread)
+    first.errors, first.stop_event = [], threading.Event()
+    first.connection = cluster.connection("bank-2", report=first.errors.append)
+    handler = session_handler({fleet.SESSION: app}.get, report=first.errors.append)
+    first.thread = threading.Thread(
+        target=first.connection.run, args=(handler, first.stop_event, broken.is_set), daemon=True
+    )
+    first.thread.start()
+    cluster.ready()
+    asked = []
+    asking = threading.Thread(target=lambda: asked.append(ask(cluster, "bank-2", 7, seconds=60.0)))
+    asking.start()
+    assert called.wait(20)
+    first.stop_event.set()
+    broken.set()
+    first.thread.join(20)
+    assert not first.thread.is_alive()
+    assert first.connection.state.answered == 0
+    second()
+    asking.join(60)
+    assert asked == [{"join": b"bank-2 7"}]
+
+
 def test_a_reply_that_was_not_sent_is_sent_by_the_next_process(cluster, fleet, second):
     log, handled, cut = [], threading.Event(), threading.Event()
 

@@ -46,7 +46,7 @@ from hansa.secure_agg.certificate_authority import CertificateAuthority
 
 _TEND_SECONDS = 0.5
 _STOP_SECONDS = 10.0
-_SAY_AGAIN_SECONDS = 600.0
+_SAY_AGAIN_SECONDS = 60.0
 LOCK = "coordinator.lock"
 
 
@@ -70,7 +70,7 @@ class CoordinatorDaemon:
         self._log = log("coordinator")
         self._runner: StudyRunner | None = None
         self._members: frozenset[str] = frozenset()  # at the last look
-        self._said = ("", 0.0)
+        self._said: dict[str, float] = {}  # when what was said last
 
     def serve(self, stop: threading.Event) -> None:
         """Serve until `stop` is set.
@@ -213,20 +213,12 @@ class CoordinatorDaemon:
         except (
             Exception
         ) as error:  # a disk that is full, a journal that is gone: the next look may find them back
-            self._say_once(error)
+            self._say("tending_failed", error)
         self._members = tending.members
         runner = self._runner
         if runner is not None and runner.is_alive:
             self._manager.status(runner.doing)
             self._manager.alive()
-
-    def _say_once(self, error: Exception) -> None:
-        """Log what could not be looked after; what goes on is said again every ten minutes only."""
-        code = error.code if isinstance(error, Error) else type(error).__name__
-        words, now = f"{code}: {error}", time.monotonic()
-        if words != self._said[0] or now - self._said[1] > _SAY_AGAIN_SECONDS:
-            self._said = words, now
-            self._log.error("tending_failed", error_code=code, message=str(error)[:1000])
 
     def _authority(self) -> CertificateAuthority | None:
         """Read the authority where its key is at hand; it is kept nowhere in this process."""
@@ -242,9 +234,18 @@ class CoordinatorDaemon:
         return "" if runner.is_alive else "the study runner has ended"
 
     def _unforeseen(self, error: Exception) -> None:
-        known = isinstance(error, Error)
+        """Log what went wrong in a call."""
+        self._say("service_failed", error)
+
+    def _say(self, event: str, error: Exception) -> None:
+        """Log an error; what goes on, as a full disk does, is said once a minute, but each unforeseen end of a call is."""
+        known, now = isinstance(error, Error), time.monotonic()
         code = error.code if isinstance(error, Error) else type(error).__name__
-        self._log.error("service_failed", error_code=code, message=str(error)[:1000], foreseen=known)
+        seldom, what = known or event == "tending_failed", f"{event} {code}"
+        if seldom and now - self._said.get(what, -_SAY_AGAIN_SECONDS) < _SAY_AGAIN_SECONDS:
+            return
+        self._said[what] = now
+        self._log.error(event, error_code=code, message=str(error)[:1000], foreseen=known)
 
 
 def node_of(office: Office, name: str) -> int:

@@ -36,6 +36,7 @@ from hansa.errors import (
     ResultExpired,
     SpoolQuotaExceeded,
     StaleRound,
+    StateError,
     StateRollback,
     StoreDamaged,
     StoreNotWritable,
@@ -107,6 +108,7 @@ AGGREGATOR_ERRORS: tuple[type[Error], ...] = (
     WrongSession,
 )
 _TRANSIENT_ERRORS = (StoreNotWritable, TooManyCalls, WorkerFailed)
+_OWN_FAULTS = (StateError, WorkerFailed)
 _UNVERIFIED = ("CERTIFICATE_VERIFY_FAILED", "Hostname Verification Check failed")
 # Without a code of ours these mean that a connection broke, a server starts or ends, or nobody is there.
 _TRANSIENT_STATUSES = (
@@ -129,11 +131,14 @@ def answering(context: Any, report: Callable[[Exception], None]) -> Iterator[Non
 
     Args:
         context: gRPC's context of the call.
-        report: Receives what was not foreseen; of it the caller learns nothing.
+        report: Receives what was not foreseen, of which the caller learns nothing; and what is wrong on this side, such as a disk
+            that is full, which whoever runs it has to mend.
     """
     try:
         yield
     except Error as error:
+        if isinstance(error, _OWN_FAULTS):
+            report(error)
         abort(context, error)
     except grpc.RpcError:
         raise  # the caller has gone, and nobody hears the answer
@@ -182,8 +187,8 @@ def is_transient(failed: Any) -> bool:
     return failed.code() in _TRANSIENT_STATUSES and not _is_foreign(failed, code)
 
 
-def has_code(failed: Any) -> bool:
-    """Whether the service itself has answered, and not the connection."""
+def says_why(failed: Any) -> bool:
+    """Whether the peer has said what is wrong. It has not where the caller's own time was over, or the connection broke first."""
     return bool(_code(failed))
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import grpc
 
 from hansa.errors import CertificateRejected, CoordinatorUnreachable, Error
-from hansa.federation.error_status import AGGREGATOR_ERRORS, error_of, has_code, is_transient
+from hansa.federation.error_status import AGGREGATOR_ERRORS, error_of, is_transient, says_why
 from hansa.federation.tls_authority import verify_client_certificate
 from hansa.federation.tls_files import TlsMaterial, TlsSource, channel_credentials
 from hansa.federation.transfer import channel_options
@@ -105,11 +105,10 @@ class CoordinatorChannel:
                 left = end - time.monotonic()
                 if not is_transient(failed):
                     raise error_of(failed, kinds) from failed
+                # Where the last try ended without a word, one before it knows more.
+                before = failed if before is None or says_why(failed) else before
                 if left <= 0:
-                    # Our own deadline may have broken the last try off; then the one before it knows more.
-                    said = failed if before is None or has_code(failed) or not has_code(before) else before
-                    raise error_of(said, kinds) from failed
-                before = failed
+                    raise error_of(before, kinds) from failed
             # Half of the pause is random: members that lost the same server do not come back in one moment.
             self._sleep(min(pause / 2 + random.uniform(0, pause / 2), left))
             pause = min(2 * pause, self._patience.longest_pause_seconds)
