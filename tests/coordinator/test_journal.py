@@ -146,8 +146,8 @@ def test_a_database_that_does_not_answer_has_one_name_for_whoever_reads(tmp_path
         for read in (
             lambda: journal.get("s", "a"),
             lambda: journal.items("s"),
-            lambda: journal.events(),
-            lambda: journal.latest_time(),
+            journal.events,
+            journal.latest_time,
         ):
             with pytest.raises(JournalUnreachable, match="does not answer"):
                 read()

@@ -46,7 +46,7 @@ def place(small):
         tending = Tending(
             home=small.home,
             office=office,
-            authority=lambda: authority.give(),
+            authority=lambda: authority.give(),  # noqa: PLW0108 - another one in a test
             revoked=revoked,
             door=door,
             metrics=metrics,

@@ -29,8 +29,8 @@ class FirstMessages(grpc.ServerInterceptor):  # type: ignore[misc]
         stalls: Ends the calls whose request does not come; its owner starts and stops it.
 
     Guarantees:
-        - A peer that opens calls and sends nothing takes no others' place: beyond its bound it is refused at once, and a call without
-          a request ends after the time of `stalls`.
+        - A peer that opens calls and sends nothing takes no others' place: beyond its bound it is refused at once, and a call
+          without a request ends after the time of `stalls`.
     """
 
     def __init__(self, most_calls: int, stalls: StallWatch) -> None:

@@ -80,7 +80,7 @@ class Journal:
         - What `put` wrote is durable when it returns, all of it or nothing.
         - Of several writers that compare and put one record, one succeeds.
         - Neither a message nor a repr shows a password of the URL.
-        - Whatever the database does, a call raises JournalNotWritable or, where it reads, JournalUnreachable; nothing of SQLAlchemy.
+        - Whatever the database does, a call that reads raises JournalUnreachable, one that writes JournalNotWritable.
     """
 
     def __init__(self, url: str, *, now: Callable[[], float] = time.time) -> None:

@@ -31,9 +31,8 @@ class RevocationFile:
         """Return the latest list; its age is checked where it is used."""
         with self._lock:
             mark = self._stat()
-            if mark != self._mark:
-                if self._take():
-                    self._mark = mark
+            if mark != self._mark and self._take():
+                self._mark = mark
             return self._known
 
     def _stat(self) -> tuple[int, int, int]:
