@@ -34,6 +34,7 @@ from hansa import (
     cli_recipe,
     cli_studies,
 )
+from hansa.cli_asking import printable
 from hansa.errors import Error, Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -255,7 +256,7 @@ def main() -> NoReturn:
     try:
         status = _run()
     except KeyboardInterrupt:
-        status = _tell(Interrupted("stopped; keys and state of the run are removed"))
+        status = _tell(Interrupted("stopped"))
     sys.exit(status)
 
 
@@ -287,8 +288,8 @@ def _run(arguments: list[str] | None = None) -> int:
 
 
 def _tell(error: Error) -> int:
-    typer.echo(f"hansa: error: {error.message} [{error.code}]", err=True)
-    typer.echo(f"hansa: hint: {error.hint}", err=True)
+    typer.echo(printable(f"hansa: error: {error.message} [{error.code}]"), err=True)
+    typer.echo(printable(f"hansa: hint: {error.hint}"), err=True)
     return error.exit_status
 
 

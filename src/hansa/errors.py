@@ -1409,8 +1409,8 @@ class InternalFailure(Error):
 
 
 class Interrupted(Error):
-    """Stopped by the user; everything that was started is stopped and removed."""
+    """Stopped by the user; what a command had made durable stands, and of a demonstration nothing is left."""
 
     code = "interrupted"
     exit_status = 130
-    default_hint = "start it again when you like; nothing of the stopped run is left"
+    default_hint = "run it again when you like; a demonstration removes its keys and state, other commands go on where they were"

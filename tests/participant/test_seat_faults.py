@@ -133,7 +133,7 @@ class Coordinator:
     def revocations(self):
         pass
 
-    def proposals(self):
+    def proposals(self, _known):
         return []
 
     def starts(self, *_):
@@ -372,3 +372,34 @@ def test_a_second_agent_on_a_home_is_refused_before_it_does_anything(small):
     with holding(home.folder / "agent.lock"), pytest.raises(StoreInUse):
         Agent(home).serve(threading.Event())
     assert not (home.folder / "fleet").exists()
+
+
+# -- for weeks -----------------------------------------------------------------------------------------------
+
+
+def test_a_list_that_is_known_is_not_written_again(small):
+    home = small.members["bank-1"]
+    before = (home.folder / "revocations.crl").stat()
+    home.take_revocations((home.folder / "revocations.crl").read_bytes(), utc_now())
+    after = (home.folder / "revocations.crl").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def test_studies_of_the_past_are_not_parsed_again_at_every_look(small, monkeypatch):
+    from hansa.federation import documents
+
+    home = small.members["bank-1"]
+    small.start()
+    desk = small.own_desk(home)
+    first = desk.all()
+    parsed = []
+    monkeypatch.setattr(documents, "_canonical_json", lambda *values: parsed.append(values))
+    assert desk.all() == first
+    with open_office(small.home) as office:
+        from hansa.coordinator.authoring import desk_of
+
+        monkeypatch.undo()
+        known = desk_of(office).all()
+        monkeypatch.setattr(documents, "_canonical_json", lambda *values: parsed.append(values))
+        assert desk_of(office).all() == known
+    assert parsed == []

@@ -8,6 +8,7 @@ It holds no secret: signed documents, certificates and ciphertext sizes only. Ke
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,7 +81,8 @@ class Journal:
         - What `put` wrote is durable when it returns, all of it or nothing.
         - Of several writers that compare and put one record, one succeeds.
         - Neither a message nor a repr shows a password of the URL.
-        - Whatever the database does, a call raises JournalNotWritable or, where it reads, JournalUnreachable; none of SQLAlchemy.
+        - A new SQLite file, and the log beside it, can be read by its owner only.
+        - Whatever the database does, a call that reads raises JournalUnreachable, one that writes JournalNotWritable.
     """
 
     def __init__(self, url: str, *, now: Callable[[], float] = time.time) -> None:
@@ -111,6 +113,16 @@ class Journal:
         with self._reading() as connection:
             found = connection.execute(query.order_by(RECORDS.c.name)).all()
         return {str(name): bytes(value) for name, value in found}
+
+    def items_below(self, prefix: str) -> dict[str, dict[str, bytes]]:
+        """Give all records of the scopes that begin with a prefix, by scope, then by name in order; with one query."""
+        query = sa.select(RECORDS.c.scope, RECORDS.c.name, RECORDS.c.value)
+        query = query.where(RECORDS.c.scope.startswith(prefix, autoescape=True))
+        found: dict[str, dict[str, bytes]] = {}
+        with self._reading() as connection:
+            for scope, name, value in connection.execute(query.order_by(RECORDS.c.scope, RECORDS.c.name)):
+                found.setdefault(str(scope), {})[str(name)] = bytes(value)
+        return found
 
     def put(self, scope: str, records: Mapping[str, bytes | None]) -> None:
         """Write records of a scope, or remove them where the value is None.
@@ -232,6 +244,10 @@ def _at(statement: Any, scope: str, name: str) -> Any:
 def _engine(url: sa.URL) -> sa.Engine:
     if url.get_backend_name() != "sqlite":
         return sa.create_engine(url, pool_pre_ping=True)
+    if (
+        url.database and url.database != ":memory:"
+    ):  # who takes part is nobody else's business; SQLite makes files of mode 0644
+        os.close(os.open(url.database, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     engine = sa.create_engine(url, connect_args={"timeout": _BUSY_SECONDS})
 
     @sa.event.listens_for(engine, "connect")

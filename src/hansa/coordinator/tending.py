@@ -32,7 +32,7 @@ class Tending:
     """One look after another; see `tend`.
 
     Guarantees:
-        - What cannot be looked after keeps nothing else from it: somebody who is no member any more is shut out whatever fails.
+        - What cannot be looked after keeps nothing else from it: who is no member any more is shut out, whatever else fails.
         - A certificate that an admin has put in place is shown at the fleet door from the next look on, without a restart.
 
     Args:

@@ -197,7 +197,8 @@ class AgentWork:
         return self.desk.all(lambda error: self._report("study", error))
 
     def _take_proposals(self) -> None:
-        for offer in self._client.proposals():
+        known = {study.proposal.encode() for study in self._studies()}
+        for offer in self._client.proposals(known):
             if offer.proposal is None:
                 if offer.problem is not None:
                     self._report("proposal", offer.problem)

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -121,11 +121,17 @@ class ConsortiumClient:
             raise DocumentRejected(f"the coordinator gives {len(reply.lists)} revocation lists, not one")
         return self._home.take_revocations(reply.lists[0], self._now())
 
-    def proposals(self) -> list[Offer]:
-        """Fetch the proposals that invite this participant; what is wrong with one keeps no other from being seen."""
+    def proposals(self, known: Container[bytes] = ()) -> list[Offer]:
+        """Fetch the proposals that invite this participant; what is wrong with one keeps no other from being seen.
+
+        Args:
+            known: Encoded documents that the participant has: they are left out, and not checked again.
+        """
         identity, revoked = self._home.identity().public, self._home.revocations()
         offers = []
         for part in self._stream("Proposals", ProposalsRequest()):
+            if part.encoded in known:
+                continue
             try:
                 document = read_document(part.encoded, Proposal)
                 verify_proposal(

@@ -32,7 +32,7 @@ from hansa.errors import (
     UsageError,
 )
 from hansa.federation.answers import Approval, Decider, Denial, approve, deny
-from hansa.federation.documents import Document, read_document
+from hansa.federation.documents import Document, read_document, reread_document
 from hansa.federation.fields import utc_text
 from hansa.federation.files import holding, make_folder, read_file, write_file
 from hansa.federation.proposals import Proposal
@@ -273,22 +273,22 @@ class StudyDesk:
 
     def _read(self, path: Path) -> DeskStudy:
         place = path.parent
-        proposal = read_document(read_file(path, Proposal.BYTES_MOST), Proposal)
+        proposal = reread_document(read_file(path, Proposal.BYTES_MOST), Proposal)
         study = DeskStudy(proposal=proposal, is_finished=(place / "finished").exists())
         if (place / "answer.json").exists():
             study = replace(study, answer=_answer(read_file(place / "answer.json")))
             if study.state != "denied":
                 study = replace(study, data_set=read_file(place / "data-set").decode())
         if (place / "start.json").exists():
-            start = read_document(read_file(place / "start.json", Start.BYTES_MOST), Start)
+            start = reread_document(read_file(place / "start.json", Start.BYTES_MOST), Start)
             study = replace(study, start=start)
         if (place / "command.json").exists():
-            study = replace(study, command=read_document(read_file(place / "command.json"), Command))
+            study = replace(study, command=reread_document(read_file(place / "command.json"), Command))
         return study
 
 
 def _answer(raw: bytes) -> Document[Approval] | Document[Denial]:
     try:
-        return read_document(raw, Approval)
+        return reread_document(raw, Approval)
     except DocumentMalformed:
-        return read_document(raw, Denial)
+        return reread_document(raw, Denial)
