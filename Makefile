@@ -6,8 +6,7 @@ STAMP := $(VENV)/.installed
 export PYTHONSAFEPATH := 1
 export FLWR_TELEMETRY_ENABLED := 0
 export FLWR_DISABLE_UPDATE_CHECK := 1
-
-.PHONY: help dev check stubs test test-all demo bench bench-gpu clean
+.PHONY: help dev check stubs test test-all demo cluster bench bench-gpu clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,14 +36,19 @@ test-all: $(STAMP)  ## every test
 demo: $(STAMP)  ## fifteen banks fine-tune one model together (about two minutes)
 	$(BIN)/hansa demo bank
 
-bench: $(STAMP)  ## utility (15 banks, epsilon 8, three seeds), then secure aggregation, experts, private step (quick)
+cluster: $(STAMP)  ## a coordinator and five agents as processes, TLS on, run the bank example (about two minutes)
+	$(BIN)/hansa demo cluster
+
+bench: $(STAMP)  ## utility (15 banks, epsilon 8, three seeds), then secure aggregation, experts, private step, privacy (quick)
 	$(BIN)/python benchmarks/bank_utility.py
+	$(BIN)/python benchmarks/utility.py --quick
 	$(BIN)/python benchmarks/secure_agg.py --quick
 	$(BIN)/python benchmarks/moe.py --quick
 	$(BIN)/python benchmarks/dp_step.py --quick
+	$(BIN)/python benchmarks/privacy.py --quick
 
 bench-gpu: $(STAMP)  ## every Triton kernel against its reference and its bound, on a CUDA GPU
 	$(BIN)/python benchmarks/gpu.py
 
 clean:  ## remove everything that make made
-	rm -rf $(VENV) build dist hansa-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	rm -rf $(VENV) build dist hansa-demo hansa-cluster .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

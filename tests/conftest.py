@@ -1,6 +1,10 @@
-"""Fixtures of the tiny consortium, of text models, of a fleet and of a network; their parts stand in files beside this one."""
+"""Fixtures of the tiny consortium, of text models, of a fleet, of a network and of an auditor's folder.
+
+Their parts stand in files beside this one.
+"""
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -196,6 +200,61 @@ def federated() -> ModuleType:
 @pytest.fixture(scope="session")
 def house_of_members(federated: ModuleType) -> Any:
     return federated.House()
+
+
+@pytest.fixture(scope="session")
+def small_study(tiny: ModuleType) -> "Study":
+    """The tiny study for three members in strict mode, one round."""
+    from hansa.study import parse_study
+
+    text = tiny.TINY_STUDY.replace('"quorum"', '"strict"').replace("participants = 4", "participants = 3")
+    return parse_study(text.replace("rounds = 2", "rounds = 1"))
+
+
+@pytest.fixture
+def small(tmp_path: Path, tiny: ModuleType, small_study: "Study") -> Any:
+    """A coordinator's home and three members' homes, enrolled, with data and policies; needs sockets to find free ports."""
+    return _plain_module("small_consortium").SmallConsortium(tmp_path, small_study, tiny)
+
+
+@pytest.fixture
+def doctor_site(tmp_path: Path) -> Iterator[Any]:
+    """A coordinator with its four doors, and members that a doctor examines."""
+    found = _plain_module("doctor_site").DoctorSite(tmp_path)
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def audits() -> ModuleType:
+    """The parts of an auditor's folder."""
+    return _plain_module("audit_folder")
+
+
+@pytest.fixture
+def institution(audits: ModuleType, tmp_path: Path) -> "Callable[..., Any]":
+    """Make an institution that is written by hand."""
+
+    def make(name: str = "bank-1", seed: int = 1, **values: Any) -> Any:
+        return audits.Institution(folder=tmp_path / "audit", name=name, seed=seed, **values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sound_folder(audits: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ledgers and statements of four institutions, not to be changed."""
+    place = tmp_path_factory.mktemp("audit") / "audit"
+    audits.make_folder(place)
+    return place
+
+
+@pytest.fixture
+def audit_place(sound_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the sound folder, to be tampered with."""
+    place = tmp_path / "copy"
+    shutil.copytree(sound_folder, place)
+    return place
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ Exit status: 0 ok, 1 failed, 2 usage, 3 refused by policy, 65 data, 66 missing i
 Heavy imports happen inside the commands, so that help and the first line of progress come at once.
 """
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -19,6 +21,7 @@ import click
 import typer
 
 from hansa import (
+    cli_asking,
     cli_audit,
     cli_budget,
     cli_consortium,
@@ -28,8 +31,10 @@ from hansa import (
     cli_model,
     cli_participant,
     cli_policy,
+    cli_recipe,
     cli_studies,
 )
+from hansa.cli_asking import printable
 from hansa.errors import Error, Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -64,6 +69,7 @@ study_app = typer.Typer(
 app.add_typer(demo_app, name="demo")
 study_app.add_typer(cli_studies.app)
 study_app.add_typer(cli_decisions.decisions)
+study_app.command("recipe", epilog=cli_asking.EPILOG)(cli_recipe.recipe)
 app.add_typer(study_app, name="study")
 app.add_typer(cli_model.app, name="model")
 cli_audit.app.command("empirical", epilog=cli_empirical.EPILOG)(cli_empirical.empirical)
@@ -121,7 +127,8 @@ def demo_bank(
 ) -> None:
     """Let banks fine-tune one model on the UCI credit-default data, every layer of protection on."""
     from hansa.demo.display import make_display
-    from hansa.demo.report import prepare_directory, report_json, write_report
+    from hansa.demo.report import report_json, write_report
+    from hansa.reports.files import prepare_directory
 
     started = time.monotonic()
     if seed < 0:
@@ -162,6 +169,39 @@ def demo_bank(
     from hansa.demo.display import summary
 
     typer.echo(summary(result, paths, f"open {paths[0]} in a browser"), nl=False)
+
+
+@demo_app.command("cluster", epilog=EPILOG)
+def demo_cluster(
+    participants: Annotated[int, _option("Banks, each an agent of its own, at least 3 (5).")] = 5,
+    epsilon: Annotated[float, _option("Privacy limit of each bank over all rounds (8).")] = 8.0,
+    rounds: Annotated[int, _option("Rounds (10).")] = 10,
+    output: Annotated[
+        Path, _option("Folder for homes, logs and tables; new or empty (hansa-cluster).")
+    ] = Path("hansa-cluster"),
+    json_only: Json = False,
+) -> None:
+    """Set up a whole consortium on this machine: a coordinator and agents as processes, TLS on, every step a command."""
+    from hansa.demo.display import make_display
+
+    agreement = _agreement(None).with_changes(participants=participants, epsilon=epsilon, rounds=rounds)
+    parquet = _example_file("data/credit_default.parquet")
+    signal.signal(signal.SIGTERM, _on_terminate)
+    display = make_display("silent" if json_only else "auto")
+    facts = {"doors": "TLS on loopback", "rounds": str(rounds), "privacy": f"epsilon {epsilon:g}, one record"}
+    display.start(
+        f"hansa demo cluster: a coordinator and {participants} agents, each a process of its own", facts
+    )
+    try:
+        display.phase("loading")
+        from hansa.demo.cluster_demo import ClusterDemo
+
+        result = ClusterDemo(agreement, parquet, output.absolute(), display, run_here).run()
+    finally:
+        display.finish()
+    typer.echo(
+        json.dumps(result.as_json(), sort_keys=True) if json_only else result.as_words(output), nl=json_only
+    )
 
 
 @study_app.command("validate", epilog=EPILOG)
@@ -216,13 +256,21 @@ def main() -> NoReturn:
     try:
         status = _run()
     except KeyboardInterrupt:
-        status = _tell(Interrupted("stopped; keys and state of the run are removed"))
+        status = _tell(Interrupted("stopped"))
     sys.exit(status)
 
 
-def _run() -> int:
+def run_here(arguments: list[str]) -> tuple[int, str, str]:
+    """Run a command line in this process; give status, stdout and stderr. It spares the imports of a process."""
+    out, words = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(words):
+        status = _run(arguments)
+    return status, out.getvalue(), words.getvalue()
+
+
+def _run(arguments: list[str] | None = None) -> int:
     try:
-        status = app(standalone_mode=False)
+        status = app(arguments, standalone_mode=False)
     except Error as error:
         if _verbose:
             traceback.print_exc()
@@ -240,8 +288,8 @@ def _run() -> int:
 
 
 def _tell(error: Error) -> int:
-    typer.echo(f"hansa: error: {error.message} [{error.code}]", err=True)
-    typer.echo(f"hansa: hint: {error.hint}", err=True)
+    typer.echo(printable(f"hansa: error: {error.message} [{error.code}]"), err=True)
+    typer.echo(printable(f"hansa: hint: {error.hint}"), err=True)
     return error.exit_status
 
 

@@ -47,9 +47,17 @@ def confirm(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise UsageError(f"{question} needs your agreement", hint="add --yes; there is no terminal to ask on")
-    typer.echo(f"{question} [y/N] ", nl=False, err=True)
+    typer.echo(printable(f"{question} [y/N] "), nl=False, err=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UsageError("not confirmed; nothing was changed", hint="answer y, or add --yes")
+
+
+def printable(text: str) -> str:
+    """Spell out what a terminal would act on or hide: control characters, line breaks, marks that turn the direction of writing.
+
+    Names and purposes of studies, reasons and messages may be another party's words.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def show(found: Mapping[str, Any], lines: list[str], *, json_only: bool) -> None:
@@ -58,7 +66,7 @@ def show(found: Mapping[str, Any], lines: list[str], *, json_only: bool) -> None
         typer.echo(json.dumps(found, sort_keys=True))
         return
     for line in lines:
-        typer.echo(line)
+        typer.echo(printable(line))
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hansa.cli_asking import EPILOG, confirm, data_home, option, show, table
-from hansa.errors import UsageError
+from hansa.errors import AuthorityAbsent, UsageError
 
 if TYPE_CHECKING:
     from hansa.coordinator.office import Office
@@ -205,7 +205,13 @@ def author_revoke(
         if not dry_run:
             confirm(f"revoking the author {name}", yes=yes)
             office.authors.revoke(name, reason)
-            office.revocations.publish(office.home.authority(authority))
+            try:
+                office.revocations.publish(office.home.authority(authority))
+            except AuthorityAbsent as error:
+                raise AuthorityAbsent(
+                    f"{name} is no author here any more, but participants do not know yet: {error.message}",
+                    hint="run `hansa consortium renew` where the authority's key is kept",
+                ) from error
         number = office.revocations.number()
     found = {
         "schema": "hansa/author-revoke/v1",

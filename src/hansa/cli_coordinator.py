@@ -1,4 +1,4 @@
-"""The commands of `hansa coordinator`: run the coordinator's daemon. Nothing heavy is imported before a command runs."""
+"""The commands of `hansa coordinator`: run the daemon, and check it. Nothing heavy is imported before a command runs."""
 
 import signal
 import threading
@@ -7,26 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
+from hansa import cli_doctor
+from hansa.cli_asking import data_home, option
+
 EPILOG = (
     "Exit status: 0 stopped, 1 failed, 4 authentication, 66 no home, 69 a port is in use or the SuperLink fails,"
     " 73 disk full, 78 configuration."
 )
-HOME = "~/.local/share/hansa/coordinator"
+Home = Annotated[
+    Path | None, option("The coordinator's home (HANSA_HOME, or the user's data folder).", "--home")
+]
 
 app = typer.Typer(help="The coordinator's daemon.", no_args_is_help=True, rich_markup_mode=None)
-
-
-@app.callback()
-def _root() -> None:
-    """Keep `run` a command of its own; with one command only, typer would leave its name out."""
+app.add_typer(cli_doctor.coordinator)
 
 
 @app.command("run", epilog=EPILOG)
-def coordinator_run(
-    home: Annotated[
-        Path, typer.Option(help=f"The coordinator's home ({HOME}).", envvar="HANSA_HOME", show_default=False)
-    ] = Path(HOME),
-) -> None:
+def coordinator_run(home: Home = None) -> None:
     """Serve the consortium until SIGTERM: doors for participants, Flower's SuperLink, and the studies that were started.
 
     The log goes to stderr, one JSON object a line where stderr is no terminal. After a crash, run it again: it goes on.
@@ -43,4 +40,4 @@ def coordinator_run(
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    CoordinatorDaemon(CoordinatorHome.open(home.expanduser())).serve(stop)
+    CoordinatorDaemon(CoordinatorHome.open(data_home(home, "coordinator"))).serve(stop)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hansa.cli_asking import data_home
+from hansa.cli_asking import data_home, printable
 from hansa.errors import SchemaMismatch, UsageError
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _stats_line(column: str, values: dict[str, Any]) -> str:
 
 def _tell_check(name: str, found: "Check") -> None:
     for problem in found.problems:
-        typer.echo(f"{problem.severity:6} {problem.message} [{problem.code}]")
+        typer.echo(printable(f"{problem.severity:6} {problem.message} [{problem.code}]"))
     rows = f", {found.rows} rows" if found.rows >= 0 else ""
     typer.echo(f"data set {name}{rows}: {'fits' if found.fits else 'does not fit'}")
 

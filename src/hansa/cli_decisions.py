@@ -1,5 +1,6 @@
 """A participant's own word on studies: `hansa study approve|deny` and `hansa participant study list|show|approve|deny`."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,7 +48,7 @@ def list_studies(home: Home = None, json_only: Json = False) -> None:
 
 @app.command("show", epilog=EPILOG)
 def show_study(name: Name, home: Home = None, json_only: Json = False) -> None:
-    """Show everything that an approval would agree to."""
+    """Show everything that an approval would agree to: the whole agreement, base, members and author."""
     _, desk = _desk(home)
     view = _view(desk.find(name))
     lines = [
@@ -63,6 +64,7 @@ def show_study(name: Name, home: Home = None, json_only: Json = False) -> None:
     ]
     lines += [f"invited    {name}  identity {key[:16]}..." for name, key in view["invited"].items()]
     lines += [f"OFF        {layer.replace('_', ' ')}" for layer, on in view["protections"].items() if not on]
+    lines += ["the whole agreement:", *_leaves(view["agreement"])]
     if view["state"] == "undecided":
         lines.append(f"next: hansa study approve {view['name']}, or hansa study deny {view['name']}")
     show({"schema": "hansa/participant-study/v1", **view}, lines, json_only=json_only)
@@ -105,7 +107,10 @@ def approve(
     if dry_run:
         show(found, [f"would approve {study.name} for the data set {chosen}"], json_only=json_only)
         return
-    confirm(f"approving {study.name} for the data set {chosen}", yes=yes)
+    body = study.proposal.body
+    privacy = body.agreement().privacy
+    what = f"{study.name} (session {study.session[:8]}, study {body.study_id.hex()[:16]}, base {body.base_model.hex()[:16]},"
+    confirm(f"approving {what} epsilon {privacy.epsilon:g}) for the data set {chosen}", yes=yes)
     desk.approve(study, chosen, by="hand", identity=place.identity())
     lines = [f"approved {study.name}, session {study.session[:8]}, for the data set {chosen}"]
     show(found, [*lines, "next: the agent sends it; hansa participant run"], json_only=json_only)
@@ -155,6 +160,16 @@ def _view(study: "DeskStudy") -> dict[str, Any]:
         "mode": agreement.privacy.mode,
         "rounds": agreement.training.rounds,
         "protections": agreement.protections(),
+        "agreement": agreement.model_dump(by_alias=True, mode="json"),
         "created": body.created.isoformat(),
         "expires": body.expires.isoformat(),
     }
+
+
+def _leaves(value: Any, path: str = "") -> list[str]:
+    """Set an agreement line by line; nothing of it is left out."""
+    if isinstance(value, dict):
+        return [line for key, one in value.items() for line in _leaves(one, f"{path}.{key}" if path else key)]
+    if isinstance(value, list) and any(isinstance(one, dict) for one in value):
+        return [line for at, one in enumerate(value) for line in _leaves(one, f"{path}[{at}]")]
+    return [f"  {path} = {json.dumps(value)}"]

@@ -126,7 +126,7 @@ def approve(
     from hansa.federation.consortium import read_fingerprint, verify_fingerprint
     from hansa.federation.documents import load_document
     from hansa.federation.fields import utc_text
-    from hansa.federation.files import write_output
+    from hansa.federation.files import write_file, write_output
     from hansa.federation.requests import EnrolmentRequest, keys_of_request
 
     given = read_fingerprint(fingerprint)
@@ -154,9 +154,16 @@ def approve(
         if dry_run:
             show(found, [f"the fingerprint is right; would make {name} a member"], json_only=json_only)
             return
-        enrolment = registry.approve(name, fingerprint=given, authority=key)
-    if file is not None:
-        write_output(file, enrolment.encode() + b"\n")
+        if file is not None:
+            write_output(file, b"")  # the file first: an enrolment is issued once
+        try:
+            enrolment = registry.approve(name, fingerprint=given, authority=key)
+        except BaseException:
+            if file is not None:
+                file.unlink(missing_ok=True)
+            raise
+        if file is not None:
+            write_file(file, enrolment.encode() + b"\n")
     found |= {"ends": utc_text(enrolment.body.not_after), "file": str(file) if file else None}
     lines = [f"{name} is a member; its certificates last until {found['ends']}"]
     resume = f"--resume --enrolment {file.name}" if file else "--resume"

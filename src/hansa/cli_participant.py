@@ -2,7 +2,7 @@
 
 import typer
 
-from hansa import cli_agent, cli_dataset, cli_decisions, cli_joining, cli_members
+from hansa import cli_agent, cli_dataset, cli_decisions, cli_doctor, cli_joining, cli_members
 
 app = typer.Typer(
     help="Members of a consortium, and a member's own data.", no_args_is_help=True, rich_markup_mode=None
@@ -10,5 +10,6 @@ app = typer.Typer(
 app.add_typer(cli_members.app)
 app.add_typer(cli_joining.app)
 app.add_typer(cli_agent.app)
+app.add_typer(cli_doctor.participant)
 app.add_typer(cli_dataset.app, name="dataset")
 app.add_typer(cli_decisions.app, name="study")

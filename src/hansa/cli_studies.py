@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hansa.cli_asking import EPILOG, confirm, data_home, option, show, table
-from hansa.errors import UsageError
+from hansa.cli_asking import EPILOG, confirm, data_home, option, printable, show, table
+from hansa.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from hansa.coordinator.authoring import Authoring
@@ -191,6 +191,14 @@ def study_watch(
     """Follow a study until it is over: round, stage, who is late, bytes, time left. Ctrl-C leaves it running."""
     if not 0.05 <= interval <= 3600:
         raise UsageError(f"an interval of {interval:g} s is not from 0.05 to 3600")
+    try:
+        _watch(name, home, interval, json_only=json_only)
+    except KeyboardInterrupt:
+        hint = f"the study goes on; hansa study watch {name} shows it again"
+        raise Interrupted("stopped watching", hint=hint) from None
+
+
+def _watch(name: str, home: Path | None, interval: float, *, json_only: bool) -> None:
     from hansa.coordinator.study_states import OVER
     from hansa.coordinator.study_view import progress_line
 
@@ -201,7 +209,7 @@ def study_watch(
             line = (
                 json.dumps({"schema": "hansa/study/v1", **view}, sort_keys=True)
                 if json_only
-                else progress_line(view)
+                else printable(progress_line(view))
             )
             if _without_times(line) != said:
                 said = _without_times(line)
@@ -236,7 +244,7 @@ def study_logs(
         detail = "  ".join(
             f"{key}={_shown(value)}" for key, value in event.detail.items() if key != "session"
         )
-        typer.echo(f"{at}  {event.kind:<16}  {detail}")
+        typer.echo(printable(f"{at}  {event.kind:<16}  {detail}"))
 
 
 # -- inside ----------------------------------------------------------------------------------------------

@@ -53,14 +53,18 @@ Error
 │   │   └── ParticipantRefused
 │   └── UpdateShapeMismatch, UpdateNotFinite, UpdateOutOfRange
 ├── AuditError                    exit 1    an audit found something that does not hold
-│   └── LedgerNotVerified, HistoryForked, ProofInvalid, LedgerFileMissing (exit 66)
+│   ├── LedgerNotVerified, HistoryForked, ProofInvalid, LedgerFileMissing (exit 66)
+│   └── StatementInvalid, StatementMismatch, RecordsContradict, StatementIncomplete (exit 66)
 ├── ReportValueInvalid            exit 1    a result holds a value that no report may show
 ├── OutputNotWritable             exit 73   a report cannot be written where it was asked for
 ├── StateError                    exit 1    what a party must remember is damaged, in use or not writable
-│   └── StoreDamaged, StoreInUse, StoreNotWritable and JournalNotWritable (exit 73), KeyFileUnsafe (exit 78)
+│   └── StoreDamaged, StoreInUse, StoreNotWritable and JournalNotWritable (exit 73), KeyFileUnsafe (exit 78),
+│       │   JournalUnreachable (exit 69)
 │       └── SpoolQuotaExceeded (exit 75)
 ├── TrainingDiverged              exit 1    a public training ended in numbers that are not finite
 ├── WorkerFailed                  exit 1    a worker process of the embedded consortium died
+├── CheckTimedOut                 exit 1    a check of the doctor did not end in time
+├── CommandFailed                 exit 1    a command of the demonstration's cluster failed
 ├── InternalFailure               exit 1    something failed that hansa did not foresee
 └── Interrupted                   exit 130  stopped by the user
 
@@ -1259,6 +1263,35 @@ class LedgerFileMissing(AuditError):
     default_hint = "give a folder with ledger-*.jsonl files, or such a file"
 
 
+class StatementInvalid(AuditError):
+    """A participant's statement is not in its only form, or is not signed by the key that it names."""
+
+    code = "statement_invalid"
+    default_hint = "do not rely on this statement; ask the participant to make it again"
+
+
+class StatementMismatch(AuditError):
+    """A statement and the ledger beside it do not say the same."""
+
+    code = "statement_mismatch"
+    default_hint = "ask the participant for the ledger that goes with this statement, and for an account"
+
+
+class RecordsContradict(AuditError):
+    """Two participants' signed records cannot both be true."""
+
+    code = "records_contradict"
+    default_hint = "keep all files; one of the participants named has stated something false or lost an entry"
+
+
+class StatementIncomplete(AuditError):
+    """A statement cannot be made: the ledger names a study that nobody described."""
+
+    code = "statement_incomplete"
+    exit_status = 66
+    default_hint = "give the study.toml of every study in the ledger with --study"
+
+
 # -- output ----------------------------------------------------------------------------------------------
 
 
@@ -1314,6 +1347,14 @@ class JournalNotWritable(StateError):
     default_hint = "free disk space or bring the database back, then try again"
 
 
+class JournalUnreachable(StateError):
+    """The coordinator's database does not answer."""
+
+    code = "journal_unreachable"
+    exit_status = 69
+    default_hint = "bring the database back; what waits for it goes on by itself"
+
+
 class SpoolQuotaExceeded(StoreNotWritable):
     """An upload would take more of the coordinator's disk than its member, or all members together, may have."""
 
@@ -1346,6 +1387,20 @@ class WorkerFailed(Error):
     default_hint = "run the command again with --verbose; a killed worker often means too little memory"
 
 
+class CheckTimedOut(Error):
+    """A check of a side's own set-up did not end in the time that it has."""
+
+    code = "check_timed_out"
+    default_hint = "run the doctor again when the machine is less busy"
+
+
+class CommandFailed(Error):
+    """A command of the demonstration's cluster failed; its own words are in the message."""
+
+    code = "command_failed"
+    default_hint = "look at the log files in the cluster's folder"
+
+
 class InternalFailure(Error):
     """Something failed that hansa did not foresee; the message is the traceback."""
 
@@ -1354,8 +1409,8 @@ class InternalFailure(Error):
 
 
 class Interrupted(Error):
-    """Stopped by the user; everything that was started is stopped and removed."""
+    """Stopped by the user; what a command had made durable stands, and of a demonstration nothing is left."""
 
     code = "interrupted"
     exit_status = 130
-    default_hint = "start it again when you like; nothing of the stopped run is left"
+    default_hint = "run it again when you like; a demonstration removes its keys and state, other commands go on where they were"

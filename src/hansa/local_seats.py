@@ -18,6 +18,7 @@ from hansa.local_uplink import send_upload
 from hansa.models.trainable import TrainableLayout
 from hansa.models.transformer import FeatureTransformer
 from hansa.participant.app import make_client_app
+from hansa.participant.membership import Credentials
 from hansa.participant.node import ParticipantNode
 from hansa.participant.policy import Policy
 from hansa.participant.registered_data import register_data
@@ -128,7 +129,7 @@ class Seats:
             data_commitment=register_data(self._directory / name, units_of(member.rows, self._study)),
             state_directory=self._directory / name,
             aggregator=PipeAggregator(self._parent),
-            certificate=certificate,
+            credentials=lambda: Credentials(certificate=certificate),
         )
         self._apps[name] = make_client_app(self._nodes[name], report=self._report)
 
@@ -150,7 +151,7 @@ class Seats:
         node = self._nodes[name]
         return {
             "digest": node.state.digest(self._study.id),
-            "values": node.state.values.astype("<f8").tobytes(),
+            "values": node.result().astype("<f8").tobytes(),
             "epsilon": node.budget.epsilon(),
             "noise_multiplier": node.noise_multiplier,
             "seconds": dict(node.step_seconds()),

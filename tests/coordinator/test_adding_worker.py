@@ -245,6 +245,7 @@ def test_sums_that_have_no_room_in_the_workers_memory_are_exact_after_its_death_
         adding.send(sums, upload)
     assert list(sums.totals()) == adding.sums_of(uploads[:4])
     os.kill(adder.process_id, signal.SIGKILL)
+    adder._process.wait()
     for upload in uploads[4:]:
         adding.send(sums, upload)
     assert list(sums.totals()) == adding.sums_of(uploads)

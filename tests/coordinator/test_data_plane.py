@@ -198,12 +198,12 @@ def test_a_full_disk_is_tried_again_until_there_is_room(site, uploads, monkeypat
 
     service = site.service(3)
     port, name, real = site.plane(service).server.bound.port, site.members.names[0], spool.os.pwrite
-    full, failures, has_room = OSError(28, "No space left on device"), [], threading.Event()
+    failures, has_room = [], threading.Event()
 
     def pwrite(*arguments):
         if not has_room.is_set():
             failures.append(1)
-            raise full
+            raise OSError(28, "No space left on device")
         return real(*arguments)
 
     monkeypatch.setattr(spool.os, "pwrite", pwrite)

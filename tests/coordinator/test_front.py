@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 from base64 import b64encode
+from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -495,6 +496,27 @@ def test_one_participant_has_so_many_connections_and_no_more(houses):
     second.close()
     time.sleep(0.3)
     assert house.send(PULL)[0] == 200
+
+
+def test_connections_that_are_refused_take_no_others_place_either(houses):
+    """Each would be waited for until it asks and hears why: of one participant, member or not, there are a few."""
+    limits = replace(
+        QUICK, connections=12, handshakes_per_address=12, idle_seconds=20.0, handshake_seconds=5.0
+    )
+    for revoked in (False, True):
+        house = houses(limits=limits)
+        if revoked:
+            house.front.update_revocations(house.authority.revoke(house.certificates["bank-1"]))
+        silent = []
+        for _ in range(12):
+            with contextlib.suppress(OSError):
+                silent.append(house.raw())
+        time.sleep(0.5)
+        assert len(house.front._connections) == 4
+        with house.client("bank-2") as client:
+            client.heartbeat()
+        for connection in silent:
+            connection.close()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hansa.coordinator.journal import Journal
-from hansa.errors import DatabaseNewer, DatabaseUnusable, JournalNotWritable
+from hansa.errors import DatabaseNewer, DatabaseUnusable, JournalNotWritable, JournalUnreachable
 
 
 def _url(tmp_path: Path) -> str:
@@ -28,6 +28,19 @@ def test_records_come_back_as_they_were_put_also_after_reopening(tmp_path: Path)
         assert list(journal.items("member").items()) == [("anna", b"1"), ("bert", b"\x00\xff")]
         journal.put("member", {"anna": None, "bert": b"2", "carl": b"3"})
         assert journal.items("member") == {"bert": b"2", "carl": b"3"}
+
+
+def test_records_of_many_scopes_come_with_one_question(tmp_path: Path) -> None:
+    with Journal(_url(tmp_path)) as journal:
+        journal.put("study/a", {"start": b"1", "answer": b"2"})
+        journal.put("study/b", {"start": b"3"})
+        journal.put("studyX", {"start": b"4"})
+        journal.put("study_c", {"start": b"5"})
+        assert journal.items_below("study/") == {
+            "study/a": {"answer": b"2", "start": b"1"},
+            "study/b": {"start": b"3"},
+        }
+        assert set(journal.items_below("study_")) == {"study_c"}
 
 
 def test_a_put_writes_all_or_nothing(tmp_path: Path) -> None:
@@ -136,3 +149,30 @@ def test_no_message_shows_a_password() -> None:
 def test_the_password_of_a_url_is_not_in_the_repr(tmp_path: Path) -> None:
     with Journal(_url(tmp_path)) as journal:
         assert repr(journal) == f"Journal(sqlite:///{tmp_path / 'journal.sqlite'})"
+
+
+def test_a_database_that_does_not_answer_has_one_name_for_whoever_reads(tmp_path: Path) -> None:
+    with Journal(_url(tmp_path)) as journal:
+        with sqlite3.connect(tmp_path / "journal.sqlite") as other:
+            other.execute("DROP TABLE record")
+            other.execute("DROP TABLE event")
+        for read in (
+            lambda: journal.get("s", "a"),
+            lambda: journal.items("s"),
+            journal.events,
+            journal.latest_time,
+        ):
+            with pytest.raises(JournalUnreachable, match="does not answer"):
+                read()
+
+
+def test_a_new_file_and_its_log_are_its_owners_alone(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with Journal(_url(tmp_path)) as journal:
+            journal.put("s", {"a": b"1"})
+            modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert {"journal.sqlite", "journal.sqlite-wal"} <= set(modes)
+    assert set(modes.values()) == {0o600}

@@ -155,6 +155,15 @@ def test_a_loop_may_pause_between_rounds_and_goes_on_later(houses, tiny_study, t
     assert_ended_as_one(house, 2)
 
 
+def test_a_loop_that_is_made_anew_knows_the_ledger_heads_of_before(houses, tiny_study, tiny_bases, tmp_path):
+    house, summaries, records = houses(tiny_study, tiny_bases(tiny_study)), [], MemoryRecords()
+    run_until_over(house, records, tmp_path, on_round=summaries.append, may_go_on=lambda: not summaries)
+    before = house.service.ledger_heads()
+    assert set(before) == set(house.names)
+    run_until_over(house, records, tmp_path, may_go_on=lambda: False)
+    assert house.service.ledger_heads() == before
+
+
 def test_a_loop_whose_study_is_over_asks_for_nothing(houses, tiny_study, tiny_bases, tmp_path):
     house, records = houses(tiny_study, tiny_bases(tiny_study)), MemoryRecords()
     run_until_over(house, records, tmp_path)

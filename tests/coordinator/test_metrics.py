@@ -23,7 +23,7 @@ def everything():
     metrics.round_ended("risk", summary(void=True), participants=4, now=101.0)
     metrics.study_failed("risk")
     metrics.traffic(up_bytes=10, down_bytes=20)
-    metrics.members({"approved": 4, "revoked": 1})
+    metrics.members({"enrolled": 4, "revoked": 1})
     metrics.studies({"running": 1})
     metrics.certificate_ends("server", 1e9)
     metrics.superlink_restarted()
@@ -58,3 +58,16 @@ def test_rounds_dropouts_and_bytes_are_counted():
     assert value("hansa_rounds_done", study="risk") == 2
     assert value("hansa_last_round_timestamp_seconds", study="risk") == 101.0
     assert value("hansa_round_duration_seconds_sum", study="risk") == 7.0
+
+
+def test_a_state_that_nobody_is_in_any_more_counts_zero():
+    metrics = CoordinatorMetrics("1.2.3")
+    metrics.studies({"running": 1})
+    metrics.studies({"finished": 1})
+    metrics.members({"invited": 2})
+    metrics.members({"enrolled": 2})
+    value = metrics.registry.get_sample_value
+    assert value("hansa_studies", {"state": "running"}) == 0
+    assert value("hansa_studies", {"state": "finished"}) == 1
+    assert value("hansa_participants", {"state": "invited"}) == 0
+    assert value("hansa_participants", {"state": "enrolled"}) == 2

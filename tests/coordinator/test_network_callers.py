@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from hansa.coordinator.callers import Callers
-from hansa.errors import AuthenticationFailed, CertificateRejected, UnknownSender, WrongSession
+from hansa.errors import AuthenticationFailed, CertificateRejected, TooManyCalls, UnknownSender, WrongSession
 from hansa.federation.aggregator_pb2 import (
     DownloadRequest,
     PackageLeavesRequest,
@@ -18,8 +18,8 @@ from hansa.federation.aggregator_pb2 import (
     UploadStatusRequest,
 )
 from hansa.federation.error_status import CODE_KEY
-from hansa.federation.tls_files import TlsSource
-from hansa.federation.transfer import attempt_of, header_hash
+from hansa.federation.tls_files import TlsSource, channel_credentials
+from hansa.federation.transfer import attempt_of, channel_options, header_hash
 from hansa.secure_agg.ciphertext_format import SEEDED_BYTES
 
 AT = (1, 0)
@@ -258,3 +258,75 @@ def test_a_renewed_certificate_of_a_participant_is_used_from_the_next_call_on(si
     site.pki.files(name)
     service.keep_leaves(*AT, {"bank-001": b"leaves"})
     assert client.package_leaves(*AT, "bank-001") == b"leaves"
+
+
+# -- calls that never send their request ---------------------------------------------------------------------
+
+
+class Hanging:
+    """Calls of one member over many connections; each has sent its headers, and sends nothing else."""
+
+    def __init__(self, site, port, name, method, connections=10, calls=4):
+        self._over, self.channels, self.calls = threading.Event(), [], []
+        material = TlsSource(site.files[name]).material()
+        options = [*channel_options(), ("grpc.use_local_subchannel_pool", 1)]
+        for _ in range(connections):
+            channel = grpc.secure_channel(f"127.0.0.1:{port}", channel_credentials(material), options=options)
+            self.channels.append(channel)
+            call = channel.stream_unary(method, lambda data: data, lambda data: data)
+            self.calls += [call.future(self._nothing()) for _ in range(calls)]
+
+    def _nothing(self):
+        self._over.wait(60)
+        yield from ()
+
+    def ended(self):
+        """How many calls the server has ended, and with which of our codes."""
+        ended = [call for call in self.calls if call.done()]
+        return len(ended), {dict(call.trailing_metadata() or ()).get(CODE_KEY) for call in ended}
+
+    def close(self):
+        self._over.set()
+        for channel in self.channels:
+            channel.close()
+
+
+@pytest.mark.parametrize("method", ["/hansa.v1.Aggregator/UploadStatus", "/grpc.health.v1.Health/Check"])
+def test_a_member_that_opens_calls_and_sends_nothing_takes_no_others_place(
+    site, service, monkeypatch, method
+):
+    monkeypatch.setattr("hansa.coordinator.grpc_server.FIRST_MESSAGE_SECONDS", 2.0)
+    port = site.plane(service, most_callers=2, calls_per_caller=2).server.bound.port
+    hanging = Hanging(site, port, "bank-000", method)
+    try:
+        until = time.monotonic() + 20
+        while hanging.ended()[0] < 36 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert TooManyCalls.code in hanging.ended()[1]  # or refused by gRPC, where too many came at once
+        question = UploadStatusRequest(attempt=attempt(site), header_hash=b"x" * 32)
+        assert site.stub("bank-001", port).UploadStatus(question, timeout=10).ciphertexts_held == 0
+        while hanging.ended()[0] < 40 and time.monotonic() < until:
+            time.sleep(0.05)
+        assert hanging.ended()[0] == 40
+    finally:
+        hanging.close()
+
+
+def test_a_call_that_ends_without_a_request_is_malformed(site, service):
+    port = site.plane(service).server.bound.port
+    material = TlsSource(site.files["bank-000"]).material()
+    with grpc.secure_channel(f"127.0.0.1:{port}", channel_credentials(material)) as channel:
+        call = channel.stream_unary("/hansa.v1.Aggregator/UploadStatus", lambda x: x, lambda x: x)
+        assert refusal(lambda: call(iter(()), timeout=10))[1] == "malformed_message"
+
+
+def test_nobody_is_told_of_health_without_an_end(site, service):
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    port = site.plane(service).server.bound.port
+    material = TlsSource(site.files["bank-000"]).material()
+    with grpc.secure_channel(f"127.0.0.1:{port}", channel_credentials(material)) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        assert stub.Check(health_pb2.HealthCheckRequest(), timeout=10).status == 1
+        watching = lambda: next(stub.Watch(health_pb2.HealthCheckRequest(), timeout=10))  # noqa: E731
+        assert refusal(watching)[0] is grpc.StatusCode.UNIMPLEMENTED

@@ -1,119 +1,162 @@
-"""What a coordinator looks after while it runs: members, revocation list, own certificate, counts."""
+"""What a coordinator looks after while it runs, and how it tells what it cannot."""
 
+import threading
 from collections import Counter
 from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
-from cryptography import x509
-from prometheus_client import generate_latest
 
+from hansa.coordinator.callers import Callers
+from hansa.coordinator.daemon import CoordinatorDaemon
 from hansa.coordinator.metrics import CoordinatorMetrics
-from hansa.coordinator.office import open_office
+from hansa.coordinator.office import open_office, renew_services
 from hansa.coordinator.tending import Tending, flower_keys
+from hansa.errors import CertificateRejected, JournalUnreachable, KeyFileUnsafe
 from hansa.federation.revocation_file import RevocationFile
-from hansa.federation.tls_authority import from_pem
-from hansa.secure_agg.certificates import utc_now
+from hansa.federation.tls_authority import to_pem
+from hansa.secure_agg.certificates import RevocationList, utc_now
 
-pytestmark = pytest.mark.enable_socket  # of the ports that the coordinator's settings name
+pytestmark = pytest.mark.enable_socket  # to find free ports; nothing is sent
 
 
 class Door:
-    """A fleet door and a SuperLink that remember what they were told."""
+    """A fleet door that notes what it is told."""
 
     def __init__(self):
-        self.told, self.counts, self.starts = [], Counter(), 1
+        self.told, self.starts, self.counts = [], 1, Counter()
 
     def update_members(self, members):
-        self.told.append(("front", sorted(members)))
-
-    def set_members(self, members):
-        self.told.append(("superlink", sorted(members)))
+        self.told.append(("members", sorted(members)))
 
     def update_revocations(self, encoded):
-        self.told.append(("revocations", len(encoded) > 0))
+        self.told.append(("list", encoded))
 
-    def update_certificate(self, certificate, key):
-        self.told.append(("certificate", certificate.name))
+    def update_certificate(self, certificate, _key):
+        self.told.append(("certificate", certificate.read_bytes()))
 
 
 @pytest.fixture
-def place(make_consortium):
-    site = make_consortium(1)
-    office, door, metrics = open_office(site.home), Door(), CoordinatorMetrics("0")
-    revoked = RevocationFile(site.home.consortium.authority, site.home.revocation_list_file)
-    office.revocations.put_into_file()
-    now, has_key = [utc_now()], [True]
-    tending = Tending(
-        home=site.home, office=office, authority=lambda: site.home.authority() if has_key[0] else None,
-        revoked=revoked, superlink=door, front=door, metrics=metrics,
-        members=flower_keys(office.registry.members), now=lambda: now[0],
-    )  # fmt: skip
-    yield SimpleNamespace(
-        site=site,
-        office=office,
-        door=door,
-        metrics=metrics,
-        now=now,
-        has_key=has_key,
-        tending=tending,
-        revoked=revoked,
-    )
-    office.journal.close()
+def place(small):
+    """A coordinator's tending; its authority is kept elsewhere."""
+    with open_office(small.home) as office:
+        door, metrics = Door(), CoordinatorMetrics("1.2.3")
+        revoked = RevocationFile(small.home.consortium.authority, small.home.revocation_list_file)
+        authority = SimpleNamespace(give=lambda: None)
+        tending = Tending(
+            home=small.home,
+            office=office,
+            authority=lambda: authority.give(),  # noqa: PLW0108 - tests put another in its place
+            revoked=revoked,
+            door=door,
+            metrics=metrics,
+            members=flower_keys(office.registry.members),
+        )
+        tending.tend()
+        door.told.clear()
+        yield SimpleNamespace(
+            small=small,
+            office=office,
+            door=door,
+            metrics=metrics,
+            revoked=revoked,
+            tending=tending,
+            authority=authority,
+        )
 
 
-def certificate_ends(place):
-    found = from_pem(place.site.home.tls_files.certificate.read_bytes())
-    return x509.load_der_x509_certificate(found).not_valid_after_utc
-
-
-def test_where_nothing_has_changed_nobody_is_told(place):
-    for _ in range(3):
-        place.tending.tend()
+def test_a_certificate_that_an_admin_renewed_is_shown_at_the_fleet_door_without_a_restart(place):
+    place.tending.tend()
     assert place.door.told == []
+    renew_services(place.office, place.small.home.authority(), utc_now())  # as `hansa consortium renew` does
+    place.tending.tend()
+    place.tending.tend()
+    assert place.door.told == [("certificate", place.small.home.tls_files.certificate.read_bytes())]
 
 
-def test_a_revocation_reaches_every_door_once(place):
-    place.site.revoke("bank-4")
-    for _ in range(3):
+def test_who_is_no_member_any_more_is_shut_out_whatever_else_cannot_be_looked_after(place):
+    def unsafe():
+        raise KeyFileUnsafe("authority.key has mode 0644")
+
+    place.authority.give = unsafe
+    place.office.registry.revoke("bank-3", "test")
+    with pytest.raises(KeyFileUnsafe):
         place.tending.tend()
-    left = ["bank-1", "bank-2", "bank-3"]
-    assert place.door.told == [("revocations", True), ("front", left), ("superlink", left)]
-    assert sorted(flower_keys(place.office.registry.members)) == left
+    assert place.door.told == [("members", ["bank-1", "bank-2"])]
+    assert place.tending.members == {"bank-1", "bank-2"}
 
 
-def test_a_list_that_a_command_published_is_put_into_its_file(place):
-    number = place.revoked().number
-    place.office.registry.revoke("bank-4", "left")
-    place.office.revocations.publish(place.site.home.authority())
+def test_requests_that_were_passed_on_are_not_counted_as_refused(place):
+    place.door.counts = Counter(status_200=40, foreign_node=2)
     place.tending.tend()
-    assert place.revoked().number > number
-    assert ("revocations", True) in place.door.told
+    value = place.metrics.registry.get_sample_value
+    assert value("hansa_refused_connections_total", {"door": "fleet", "reason": "foreign_node"}) == 2
+    assert value("hansa_refused_connections_total", {"door": "fleet", "reason": "status_200"}) is None
 
 
-def test_the_own_certificate_is_renewed_in_time_where_the_authority_is_at_hand(place):
-    before = certificate_ends(place)
-    place.tending.tend()
-    assert certificate_ends(place) == before
-    place.now[0] += timedelta(days=300)  # of 365
-    place.has_key[0] = False
-    place.tending.tend()
-    assert certificate_ends(place) == before
-    place.has_key[0] = True
-    place.tending.tend()
-    assert certificate_ends(place) > before
-    assert place.door.told[-1] == ("certificate", "server.crt")
+def test_the_doors_of_ciphertexts_know_a_membership_before_the_list_does(place):
+    name = "bank-3"
+    pem = to_pem(place.small.members[name].enrolment().body.tls_certificate)
+    context = SimpleNamespace(auth_context=lambda: {"x509_pem_cert": (pem,)})
+    present = {"bank-3"}
+    callers = Callers(
+        place.small.home.consortium.authority, place.revoked, is_member=lambda name: name in present
+    )
+    caller = callers.identify(context)
+    present.clear()  # revoked, and the authority that makes the list is kept elsewhere
+    with pytest.raises(CertificateRejected, match="no member"):
+        callers.identify(context)
+    with pytest.raises(CertificateRejected, match="no member"):
+        caller.verify()
 
 
-def test_what_happened_is_counted_once(place):
-    place.tending.tend()
-    place.door.counts.update({"certificate_rejected": 2, "200": 7})
-    place.door.starts += 2
-    for _ in range(3):
-        place.tending.tend()
-    shown = generate_latest(place.metrics.registry).decode()
-    lines = [line for line in shown.splitlines() if not line.startswith("#")]
-    assert any('certificate_rejected"' in line and line.endswith(" 2.0") for line in lines)
-    assert any("superlink_restarts_total" in line and line.endswith(" 2.0") for line in lines)
-    assert any('"enrolled"' in line and line.endswith(" 4.0") for line in lines)
-    assert not any('"200"' in line for line in lines)
+# -- the daemon ----------------------------------------------------------------------------------------------
+
+
+def test_a_daemon_outlives_what_it_cannot_look_after_and_says_it_once(small, monkeypatch):
+    daemon, said = CoordinatorDaemon(small.home), []
+    monkeypatch.setattr(daemon, "_log", SimpleNamespace(error=lambda event, **values: said.append(values)))
+    failing = [JournalUnreachable("gone"), JournalUnreachable("gone"), OSError(24, "no descriptors"), None]
+
+    class Failing:
+        members = frozenset({"bank-1"})
+
+        def tend(self):
+            error = failing.pop(0)
+            if error is not None:
+                raise error
+
+    for _ in range(4):
+        daemon._tend(Failing())
+    assert [values["error_code"] for values in said] == ["journal_unreachable", "OSError"]
+    assert daemon._members == {"bank-1"}
+
+
+def test_a_second_coordinator_on_a_home_is_refused(small):
+    from hansa.errors import StoreInUse
+    from hansa.federation.files import holding
+
+    with (
+        holding(small.home.folder / "coordinator.lock"),
+        pytest.raises(StoreInUse, match="another coordinator"),
+    ):
+        CoordinatorDaemon(small.home).serve(threading.Event())
+
+
+# -- the list in its file ------------------------------------------------------------------------------------
+
+
+def test_a_list_that_could_not_be_taken_at_once_is_taken_later(small):
+    authority, path = small.home.authority(), small.home.revocation_list_file
+    now = [utc_now()]
+    revoked = RevocationFile(small.home.consortium.authority, path, lambda: now[0])
+    first = revoked().number
+    begin = utc_now() + timedelta(minutes=30)  # made on a machine whose clock is ahead
+    later = authority.revocation_list(
+        [], number=first + 1, this_update=begin, next_update=begin + timedelta(days=7)
+    )
+    path.write_bytes(later)
+    assert revoked().number == first
+    now[0] += timedelta(minutes=40)
+    assert revoked().number == first + 1
+    assert isinstance(revoked(), RevocationList)

@@ -448,6 +448,10 @@ def test_a_start_is_bound_to_proposal_roster_and_approvals(house, other_house):
         with pytest.raises(REFUSED):
             verify(changed(good, **{name: value}))
     verify(house.start(proposal, approvals, author_certificate=another))  # the author's renewed certificate
+    seen = {"consortium": house.consortium, "revoked": None, "now": house.now + 30 * house.day}
+    late = house.start(proposal, approvals, created=proposal.body.expires + house.day)
+    with pytest.raises(DocumentRejected, match="the proposal ended"):  # an approval is not kept in stock
+        verify_start(late, proposal=proposal, approvals=approvals, **seen)
     stranger = Member(name="bank-3", identity=other_house.author.public)
     forged = Document.sign(approvals[2].body, other_house.author.sign)
     for document, shown in (

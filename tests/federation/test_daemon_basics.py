@@ -124,3 +124,10 @@ def test_the_status_page_answers_on_three_paths_only():
 def test_the_status_page_listens_on_loopback_only():
     with pytest.raises(InvalidValue, match="loopback"):
         StatusPage(CollectorRegistry(), ready=lambda: "", host="0.0.0.0")
+
+
+def test_no_character_comes_through_that_a_terminal_would_act_on(lines):
+    log("participant").warning("proposal_failed", message="a\x1b[2Kb\x9bc\u202ed\nTraceback", nested=["\x07"])
+    (line,) = lines()
+    assert line["message"] == "a?[2Kb?c?d\nTraceback"
+    assert line["nested"] == ["?"]

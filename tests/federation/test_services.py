@@ -43,6 +43,7 @@ from hansa.federation.revocation_file import RevocationFile
 from hansa.federation.starts import Command, make_start
 from hansa.federation.tls_files import TlsSource
 from hansa.federation.versions import versions_here
+from hansa.participant.agent_work import AgentWork
 from hansa.participant.consortium_client import ConsortiumClient
 from hansa.participant.coordinator_channel import CoordinatorChannel, Patience
 from hansa.participant.enrolling import (
@@ -409,6 +410,36 @@ def test_members_hear_of_a_revoked_author(site):
     (offer,) = client.proposals()
     assert offer.proposal is None
     assert isinstance(offer.problem, CertificateRejected)
+
+
+def test_a_member_whose_certificates_have_ended_gets_new_ones_over_the_enrolment_service(site):
+    place = site.enrol("bank-1")
+    site.office.renewals._issuer._days = 300  # so that the new ones last when the old ones have ended
+    later, reports, notes = place.enrolment().body.not_after + timedelta(days=1), [], []
+
+    class ClosedDoor:
+        def revocations(self):
+            raise AuthenticationFailed("no certificate that is valid")
+
+    work = AgentWork(
+        place,
+        ClosedDoor(),
+        None,
+        now=lambda: later,
+        report=lambda where, error: reports.append((where, error.code)),
+        note=lambda event, **_: notes.append(event),
+    )
+    with pytest.raises(AuthenticationFailed):  # this look began before; the next one comes through the door
+        work.look()
+    assert (reports, notes) == ([], ["certificates_renewed"])
+    assert place.enrolment().body.number == 2
+    assert place.enrolment().body.not_after > later
+    site.office.registry.revoke("bank-1", "left")
+    later = place.enrolment().body.not_after + timedelta(days=1)
+    with pytest.raises(AuthenticationFailed):
+        work.look()
+    assert reports == [("renewal", "not_a_member")]
+    assert place.enrolment().body.number == 2
 
 
 @pytest.mark.parametrize("way", ["consortium", "enrolment"])

@@ -1,6 +1,7 @@
 """A participant whose noise is a share of the sum's: exact sums, too small a roster, dropouts, crashes, other keys."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -253,6 +254,17 @@ def test_an_owner_that_did_not_ask_for_it_takes_no_part(shared_houses, tiny, lea
     assert not house.ledgers["bank-1"].exists()
 
 
+def test_a_study_that_counts_every_members_noise_is_refused_unless_the_owner_says_so(shared_text):
+    # Each member knows its own share: with none left uncounted epsilon does not hold towards the others.
+    study = parse_study(shared_text.replace("colluders = 1", "colluders = 0"))
+    policy = Policy(studies=frozenset({study.id}), epsilon_limit=8.0, noise_contributors_least=3)
+    with pytest.raises(
+        errors.TooLittleNoise, match="0 colluders uncounted, below this participant's least, 1"
+    ):
+        policy.verify_study(study)
+    replace(policy, colluders_least=0).verify_study(study)
+
+
 def test_an_owner_can_require_that_its_own_noise_suffices(shared_houses, tiny_study):
     study = shared_houses().study
     policy = Policy(
@@ -387,7 +399,8 @@ def test_what_was_moved_is_kept_before_it_is_given_out(shared_house, monkeypatch
     before = load_update(store)
     monkeypatch.setattr(local_update, "select_support", other)
     monkeypatch.setattr(node.updates, "_trainer", None)  # nothing is read again
-    levels = node.updates.levels(node.state, 1, 1, b"k" * 32)
+    gate = house.nodes["bank-1"]._policy.verify_round
+    levels = node.updates.levels(node.state, 1, 1, b"k" * 32, gate)
     np.testing.assert_array_equal(load_update(store).levels, levels)
-    np.testing.assert_array_equal(node.updates.levels(node.state, 1, 1, b"k" * 32), levels)
+    np.testing.assert_array_equal(node.updates.levels(node.state, 1, 1, b"k" * 32, gate), levels)
     assert load_update(store).spending == before.spending

@@ -65,12 +65,19 @@ def test_a_trainer_that_neither_clips_nor_adds_noise_and_claims_a_small_epsilon_
     monkeypatch.setattr(trainer_module, "gaussian_noise", lambda *a, **k: 1e-9 * real(*a, **k))
     monkeypatch.setattr(trainer_module, "clipped_sum", lambda *a, **k: clipped(*a, **k | {"clip_norm": None}))
     fine = study.model_copy(update={"compression": study.compression.model_copy(update={"bits": 20})})
-    found = run(fine.with_changes(rounds=100), foundation, sigma=60.0, canaries=300)
-    assert found.claimed < 0.3 < found.shown.epsilon_most
-    with pytest.raises(
-        AuditFailed, match=r"one training shows epsilon \d+\.\d+ or more \(\d+ of \d+ guesses right\)"
-    ):
-        verify_one_run(found)
+    caught = 0
+    for seed in range(1, 7):  # a single run is a matter of luck: four of these six catch it
+        random = SecretRandom(bytes([seed]) * 32)
+        found = run(fine.with_changes(rounds=100), foundation, sigma=90.0, canaries=300, random=random)
+        assert found.claimed < 0.2 < found.shown.epsilon_most
+        if found.passed:
+            continue
+        caught += 1
+        with pytest.raises(
+            AuditFailed, match=r"one training shows epsilon \d+\.\d+ or more \(\d+ of \d+ guesses right\)"
+        ):
+            verify_one_run(found)
+    assert caught >= 3  # one of an honest trainer's runs may fail by chance, in 20; three of six do in 400
 
 
 def test_equal_randomness_gives_equal_results_and_the_systems_differs(

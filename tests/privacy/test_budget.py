@@ -265,6 +265,17 @@ def test_the_gate_is_asked_with_what_was_spent_in_its_scope(
     assert [sum(one.steps for one in again.spent(month=month)) for month in ("2026-11", "2026-12")] == [4, 4]
 
 
+@pytest.mark.parametrize("times", [(NOVEMBER, DECEMBER), (DECEMBER, NOVEMBER)], ids=["forward", "back"])
+def test_an_entry_counts_in_the_month_that_its_gate_was_asked_with(
+    open_budget: Callable[..., Budget], ledger: Path, times: tuple[float, float]
+) -> None:
+    clock = iter([times[0], *[times[1]] * 9])  # it moves to another month while the entry is written
+    asked: list[str] = []
+    budget = open_budget(ledger, now=lambda: next(clock))
+    budget.reserve(ROUND, gate=lambda *_, month, **__: asked.append(month))
+    assert budget.spent(month=asked[-1]) == [Mechanism(1.0, 0.2, 2)]
+
+
 def test_a_gate_that_refuses_leaves_the_file_as_it_was(
     open_budget: Callable[..., Budget], ledger: Path
 ) -> None:
@@ -383,3 +394,12 @@ def test_a_charge_is_on_the_disk_before_it_returns(
     )
     budget.charge("evaluation", Mechanism(1.0, 0.2, 1), study="a")
     assert b'"kind":"charge"' in synced[0]
+
+
+def test_epsilon_of_one_study_leaves_the_others_out(open_budget: Callable[..., Budget], ledger: Path) -> None:
+    budget = open_budget(ledger)
+    budget.reserve(ROUND)
+    budget.reserve(replace(ROUND, study="b" * 64))
+    assert budget.epsilon(study="a" * 64) == epsilon(2)
+    assert budget.epsilon(study="c" * 64) == 0.0
+    assert budget.epsilon() == epsilon(4)

@@ -128,6 +128,14 @@ class AggregationService:
             self._at, self._running = at, aggregator
             return aggregator
 
+    def ledger_heads(self) -> dict[str, bytes]:
+        """Give the longest ledger head that each member has signed."""
+        return self._heads.latest()
+
+    def restore_heads(self, latest: Mapping[str, bytes]) -> None:
+        """Go on from heads that a process before this one knew."""
+        self._heads = LedgerHeads(latest)
+
     def begin_upload(self, round_index: int, attempt: int, header: bytes) -> ArrivingUpload:
         """Begin one member's upload for whoever brings its ciphertexts one by one; see `upload`."""
         started = self._clock()

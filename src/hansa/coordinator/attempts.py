@@ -98,7 +98,7 @@ class Attempts:
         self.enough(alive, at, lost, self._terms.least_roster)
         self._close(at)
         closed = Closed(round=at[0], attempt=at[1], cohort=tuple(cohort), packages=packages, leaves=leaves)
-        self._state.close_attempt(closed)
+        self._state.close_attempt(closed, self._aggregation.ledger_heads())
         return self._finish(closed, aggregator, alive)
 
     def resume(self, closed: Closed) -> Ended | None:

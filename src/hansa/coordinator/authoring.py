@@ -11,7 +11,7 @@ from hansa.coordinator.model_store import keep_model
 from hansa.coordinator.office import Office
 from hansa.coordinator.study_desk import ProposedStudy, StudyDesk
 from hansa.coordinator.study_states import OVER, Outcomes, find_study, name_of, state_of
-from hansa.errors import CommandStale, NotEnoughApprovals, StudyAlreadyStarted
+from hansa.errors import CommandStale, DocumentRejected, NotEnoughApprovals, StudyAlreadyStarted
 from hansa.federation.documents import Document
 from hansa.federation.fields import whole_seconds
 from hansa.federation.proposals import Member, Proposal
@@ -51,12 +51,15 @@ class Authoring:
 
     Raises:
         UsageError: There is no such author.
+        DocumentRejected: It is revoked.
         HomeMissing, KeyFileUnsafe: Its key is not here, or others can read it.
     """
 
     def __init__(self, office: Office, author: str, *, now: Callable[[], datetime] = utc_now) -> None:
         self._office, self._now = office, now
         self._record: AuthorRecord = office.authors.get(author)
+        if self._record.revoked is not None:
+            raise DocumentRejected(f"the author {author!r} is revoked")  # also before a list says so
         self._key: Identity = office.home.author(author)
         self.desk = desk_of(office, now)
         self._outcomes = Outcomes(office.journal)

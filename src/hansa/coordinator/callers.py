@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from hansa.errors import AuthenticationFailed, TooManyCalls
+from hansa.errors import AuthenticationFailed, CertificateRejected, TooManyCalls
 from hansa.federation.tls_authority import from_pem, verify_client_certificate
 from hansa.secure_agg.certificates import RevocationList, utc_now
 
@@ -44,9 +44,11 @@ class Callers:
         revoked: Gives the authority's revocation list, or None where the consortium uses none.
         calls_per_caller: Calls that one participant may have in progress, whatever the number of its connections.
         clock: The time, with its zone.
+        is_member: Whether a participant is a member now, for whoever knows that before the list says so.
 
     Guarantees:
         - A certificate that has ended or was revoked serves no call, also over a connection that was made before.
+        - Who is no member any more is served no call, whatever certificate and list say.
         - A participant that lets all its calls hang takes no others' place.
     """
 
@@ -57,8 +59,9 @@ class Callers:
         *,
         calls_per_caller: int = CALLS_PER_CALLER,
         clock: Callable[[], datetime] = utc_now,
+        is_member: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        self._authority, self._revoked, self._clock = authority, revoked, clock
+        self._authority, self._revoked, self._clock, self._is_member = authority, revoked, clock, is_member
         self._most, self._lock = calls_per_caller, threading.Lock()
         self._calls: Counter[str] = Counter()
 
@@ -91,6 +94,9 @@ class Callers:
                     del self._calls[caller.participant]
 
     def _verify(self, certificate: bytes) -> str:
-        return verify_client_certificate(
+        named = verify_client_certificate(
             certificate, authority=self._authority, now=self._clock(), revoked=self._revoked()
         )
+        if not self._is_member(named):
+            raise CertificateRejected(f"{named!r} is no member of the consortium now")
+        return named

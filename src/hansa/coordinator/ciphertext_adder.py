@@ -146,6 +146,11 @@ class CiphertextAdder:
                     break
             raise WorkerFailed("the process that adds ciphertexts does not give the sums")
 
+    def verify_starts(self) -> None:
+        """Start the worker where there is none; raise WorkerFailed if it does not start."""
+        with self._lock:
+            self._ready()
+
     def close(self) -> None:
         """End the worker and remove the spool."""
         with self._lock:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ from hansa.federation.consortium_pb2 import (
 from hansa.federation.documents import read_document
 from hansa.federation.enrolment_pb2 import SignedDocument
 from hansa.federation.error_status import answering
+from hansa.federation.fields import utc_text
 from hansa.federation.requests import RenewalRequest
-from hansa.federation.versions import versions_here
+from hansa.federation.versions import TIME, versions_here
 from hansa.secure_agg.certificate_authority import CertificateAuthority
+from hansa.secure_agg.certificates import utc_now
 
 SERVICE_NAME = "hansa.v1.Consortium"
 MODEL_PART_BYTES = 1 << 18
@@ -49,6 +52,7 @@ class ConsortiumServicer:
         models: Folder of base models, each under its SHA-256.
         authority: Gives the authority where its key is at hand, None where it is not.
         report: Receives what was not foreseen.
+        now: Clock.
 
     Guarantees:
         - Only a present member is answered: one that was revoked a moment ago is not, whatever its certificate says.
@@ -67,17 +71,18 @@ class ConsortiumServicer:
         models: Path,
         authority: Callable[[], CertificateAuthority | None],
         report: Callable[[Exception], None],
+        now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._callers, self._members, self._renewals = callers, members, renewals
         self._revocations, self._desk, self._models = revocations, desk, models
-        self._authority, self._report = authority, report
+        self._authority, self._report, self._now = authority, report, now
 
     # -- the calls: their names are those of the .proto file -------------------------------------------------
 
     def Versions(self, _request: VersionsRequest, context: Any) -> VersionsReply:
-        """Say which versions run here."""
+        """Say which versions run here, and what time it is here."""
         with self._answering(context):
-            return VersionsReply(versions=versions_here())
+            return VersionsReply(versions={**versions_here(), TIME: utc_text(self._now())})
 
     def RevocationLists(self, _request: RevocationListsRequest, context: Any) -> RevocationListsReply:
         """Give the latest revocation list."""

@@ -10,24 +10,19 @@
 It holds no key that opens anything. Whoever is killed here is made anew on the journal and the folders, and goes on.
 """
 
-import fcntl
-import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from importlib.metadata import version
-from pathlib import Path
 
 from hansa.coordinator.callers import Callers
 from hansa.coordinator.ciphertext_adder import CiphertextAdder
 from hansa.coordinator.consortium_server import SERVICE_NAME as CONSORTIUM
 from hansa.coordinator.consortium_server import ConsortiumServicer
 from hansa.coordinator.data_plane import DataPlane, DataPlaneLimits
-from hansa.coordinator.doorbell import Doorbell
 from hansa.coordinator.enrolment_server import SERVICE_NAME as ENROLMENT
 from hansa.coordinator.enrolment_server import EnrolmentServicer
-from hansa.coordinator.front import Front, serve_front
+from hansa.coordinator.fleet_door import FleetDoor, Nodes
 from hansa.coordinator.grpc_server import GrpcServer
 from hansa.coordinator.home import CoordinatorHome
 from hansa.coordinator.metrics import CoordinatorMetrics
@@ -35,14 +30,12 @@ from hansa.coordinator.office import Office, open_office
 from hansa.coordinator.study_desk import StudyDesk
 from hansa.coordinator.study_run import RunnerParts
 from hansa.coordinator.study_runner import StudyRunner
-from hansa.coordinator.superlink import SuperLink
-from hansa.coordinator.superlink_grid import SuperLinkGrid
 from hansa.coordinator.tending import Tending, flower_keys
 from hansa.errors import AuthorityAbsent, Error, StoreInUse
 from hansa.federation.consortium_pb2_grpc import add_ConsortiumServicer_to_server
 from hansa.federation.enrolment_pb2_grpc import add_EnrolmentServicer_to_server
 from hansa.federation.fields import host_and_port
-from hansa.federation.files import make_folder
+from hansa.federation.files import holding, make_folder
 from hansa.federation.fleet_messages import canonical_node_key, node_number
 from hansa.federation.logs import log
 from hansa.federation.revocation_file import RevocationFile
@@ -76,8 +69,8 @@ class CoordinatorDaemon:
         self._home, self._manager = home, manager or ServiceManager()
         self._log = log("coordinator")
         self._runner: StudyRunner | None = None
-        self._front: Front | None = None
-        self._said: dict[str, float] = {}
+        self._members: frozenset[str] = frozenset()  # at the last look
+        self._said: dict[str, float] = {}  # when what was said last
 
     def serve(self, stop: threading.Event) -> None:
         """Serve until `stop` is set.
@@ -89,7 +82,11 @@ class CoordinatorDaemon:
             CertificateRejected: The services' own certificate is none, or has ended.
         """
         with ExitStack() as stack:
-            stack.enter_context(_only_one(self._home.folder))
+            in_use = StoreInUse(
+                f"another coordinator runs on {str(self._home.folder)!r}",
+                hint="stop it, or give another --home; two coordinators never share one",
+            )
+            stack.enter_context(holding(self._home.folder / LOCK, in_use=in_use))
             office = stack.enter_context(open_office(self._home))
             tending = self._open(stack, office)
             self._manager.ready("no study runs")
@@ -110,34 +107,17 @@ class CoordinatorDaemon:
         host, port = host_and_port(listen.metrics)
         stack.enter_context(StatusPage(metrics.registry, ready=self._why_not_ready, host=host, port=port))
         desk = StudyDesk(office.journal, consortium=home.consortium, revoked=revoked)
-        keys, doorbell = flower_keys(office.registry.members), Doorbell()
-        superlink = SuperLink(home.folder / "superlink")
-        superlink.set_members(keys)
-        stack.enter_context(superlink)
-        grid = SuperLinkGrid(superlink, doorbell=doorbell)
-        stack.callback(grid.close)
-        host, port = host_and_port(listen.fleet)
-        self._front = front = serve_front(
-            superlink=superlink.address,
-            certificate=home.tls_files.certificate,
-            key=home.tls_files.key,
-            authority=home.consortium.authority,
-            members=keys,
-            revoked=revoked(),
-            host=host,
-            port=port,
-            doorbell=doorbell,
-        )
-        stack.callback(front.stop)
+        keys = flower_keys(office.registry.members)
+        self._members = frozenset(keys)
+        nodes = self._reach_nodes(stack, office, keys, revoked)
         plane = self._open_doors(stack, office, desk, tls, revoked)
-        self._run_studies(stack, office, desk, grid, plane, revoked, metrics)
+        self._run_studies(stack, office, desk, nodes, plane, revoked, metrics)
         return Tending(
             home=home,
             office=office,
             authority=self._authority,
             revoked=revoked,
-            superlink=superlink,
-            front=front,
+            door=nodes.door,
             metrics=metrics,
             members=keys,
         )
@@ -147,7 +127,7 @@ class CoordinatorDaemon:
         stack: ExitStack,
         office: Office,
         desk: StudyDesk,
-        grid: SuperLinkGrid,
+        nodes: Nodes,
         plane: DataPlane,
         revoked: RevocationFile,
         metrics: CoordinatorMetrics,
@@ -161,8 +141,8 @@ class CoordinatorDaemon:
         stack.callback(adder.close)
         parts = RunnerParts(
             journal=office.journal,
-            grid=grid,
-            node_of=lambda name: node_of(office, name),
+            grid=nodes.grid,
+            node_of=nodes.node_of,
             data_plane=plane.aggregator,
             adder=adder,
             results=results,
@@ -177,6 +157,13 @@ class CoordinatorDaemon:
         runner.start()
         stack.callback(runner.stop, _STOP_SECONDS)
 
+    def _reach_nodes(
+        self, stack: ExitStack, office: Office, keys: dict[str, bytes], revoked: RevocationFile
+    ) -> Nodes:
+        """Open the way to the nodes of members, whose Flower keys these are."""
+        door = FleetDoor(stack, self._home, keys, revoked())
+        return Nodes(grid=door.grid, node_of=lambda name: node_of(office, name), door=door)
+
     def _open_doors(
         self, stack: ExitStack, office: Office, desk: StudyDesk, tls: TlsSource, revoked: RevocationFile
     ) -> DataPlane:
@@ -185,7 +172,13 @@ class CoordinatorDaemon:
         host, port = host_and_port(listen.aggregator)
         limits = DataPlaneLimits(total_bytes=home.settings.spool.quota_bytes)
         plane = DataPlane(
-            host=host, port=port, tls=tls, revoked=revoked, report=self._unforeseen, limits=limits
+            host=host,
+            port=port,
+            tls=tls,
+            revoked=revoked,
+            report=self._unforeseen,
+            limits=limits,
+            is_member=lambda name: name in self._members,
         )
         stack.enter_context(plane)
         host, port = host_and_port(listen.consortium)
@@ -218,9 +211,10 @@ class CoordinatorDaemon:
         try:
             tending.tend()
         except (
-            Error
+            Exception
         ) as error:  # a disk that is full, a journal that is gone: the next look may find them back
-            self._log.error("tending_failed", error_code=error.code, message=error.message)
+            self._say("tending_failed", error)
+        self._members = tending.members
         runner = self._runner
         if runner is not None and runner.is_alive:
             self._manager.status(runner.doing)
@@ -234,39 +228,27 @@ class CoordinatorDaemon:
             return None
 
     def _why_not_ready(self) -> str:
-        runner, front = self._runner, self._front
-        if runner is None or front is None:
+        runner = self._runner
+        if runner is None:
             return "starting"
         return "" if runner.is_alive else "the study runner has ended"
 
     def _unforeseen(self, error: Exception) -> None:
-        """Log what went wrong in a call; what goes on, as a full disk does, is said once a minute."""
+        """Log what went wrong in a call."""
+        self._say("service_failed", error)
+
+    def _say(self, event: str, error: Exception) -> None:
+        """Log an error; what goes on, as a full disk does, is said once a minute, but each unforeseen end of a call is."""
         known, now = isinstance(error, Error), time.monotonic()
         code = error.code if isinstance(error, Error) else type(error).__name__
-        if known and now - self._said.get(code, -_SAY_AGAIN_SECONDS) < _SAY_AGAIN_SECONDS:
+        seldom, what = known or event == "tending_failed", f"{event} {code}"
+        if seldom and now - self._said.get(what, -_SAY_AGAIN_SECONDS) < _SAY_AGAIN_SECONDS:
             return
-        self._said[code] = now
-        self._log.error("service_failed", error_code=code, message=str(error)[:1000], foreseen=known)
+        self._said[what] = now
+        self._log.error(event, error_code=code, message=str(error)[:1000], foreseen=known)
 
 
 def node_of(office: Office, name: str) -> int:
     """Give the grid's number of a member's node."""
     enrolment = office.registry.members.get(name).enrolment_document
     return node_number(canonical_node_key(enrolment.body.flower_key.encode()))
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the home's lock, which the system takes back whatever way this process ends."""
-    descriptor = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StoreInUse(
-                f"another coordinator runs on {str(folder)!r}",
-                hint="stop it, or give another --home; two coordinators never share one",
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)

@@ -47,6 +47,7 @@ class DataPlane:
         report: Receives what was not foreseen.
         limits: Bounds.
         clock: The time, with its zone, for certificates.
+        is_member: Whether a participant is a member now.
 
     Attributes:
         server: To add other services to, before the block.
@@ -67,10 +68,15 @@ class DataPlane:
         report: Callable[[Exception], None],
         limits: DataPlaneLimits | None = None,
         clock: Callable[[], datetime] = utc_now,
+        is_member: Callable[[str], bool] = lambda _: True,
     ) -> None:
         limits = DataPlaneLimits() if limits is None else limits
         self.callers = Callers(
-            tls.material().authority_der, revoked, calls_per_caller=limits.calls_per_caller, clock=clock
+            tls.material().authority_der,
+            revoked,
+            calls_per_caller=limits.calls_per_caller,
+            clock=clock,
+            is_member=is_member,
         )
         self._stalls = StallWatch(limits.stall_seconds)
         self.aggregator = AggregatorServicer(

@@ -1,5 +1,6 @@
 """One exchange with members over Flower's grid: ask some, wait, take what came in the form that was asked for."""
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from hansa.federation.fleet_messages import ABORTED
 Reply = dict[str, ConfigRecordValues]
 _PULL_SECONDS = 0.002
 _TELL_SECONDS = 0.5
+_CODE = re.compile(r"[a-z][a-z_]{0,63}", re.ASCII)
 _LISTS, _CLOSED = ("packages", "shares"), "closed"  # all other fields are one signed message
 
 
@@ -161,6 +163,7 @@ def _answer(reply: Message, member: str, fields: frozenset[str]) -> Reply:
         raise MalformedMessage(f"the reply of {member} holds no record 'reply'")
     if "error" in record:
         code = str(record["error"])[:64]
+        code = code if _CODE.fullmatch(code) else "a code that is none"
         kind = ParticipantLost if code == ABORTED else ParticipantRefused
         raise kind(f"{member} refused: {code}")
     if set(record) != fields:

@@ -26,6 +26,7 @@ import httpx
 from hansa.coordinator.doorbell import Doorbell
 from hansa.coordinator.front_connection import (
     Answer,
+    Crowding,
     GoneAway,
     HttpConnection,
     Limits,
@@ -78,7 +79,7 @@ class Front:
         now: The time.
 
     Attributes:
-        counts: How many requests and connections ended how, by error code or status; for metrics.
+        counts: How many requests and connections ended how, by error code or `status_` and status; for metrics.
 
     Guarantees:
         - Without a certificate of the authority, which is valid now, of a member and not revoked, nothing is passed on.
@@ -234,6 +235,8 @@ class Front:
         try:
             certificate = await self._shake_hands(stream, address)
             await self._talk(stream, certificate, address)
+        except Crowding:
+            stream.abort()
         except GoneAway:
             pass
         except OSError as error:
@@ -260,9 +263,10 @@ class Front:
         try:
             caller = read_caller(certificate)
             who = f"{caller.participant!r} at {address}"
+            self._connections[stream] = (caller, asyncio.current_task())  # also one that is refused
+            own = sum(known.participant == caller.participant for known, _ in self._connections.values())
+            self._limits.verify_room(who, own)
             verify_caller(caller, self._admission, self._now())
-            self._verify_room(caller)
-            self._connections[stream] = (caller, asyncio.current_task())
         except Error as error:
             refused = error
         while True:
@@ -281,13 +285,6 @@ class Front:
             self.counts[f"status_{answer.status}"] += 1
             if not await http.answer(answer):
                 return
-
-    def _verify_room(self, caller: Caller) -> None:
-        own = sum(known.participant == caller.participant for known, _ in self._connections.values())
-        if own >= self._limits.connections_per_client:
-            raise TooManyConnections(
-                f"{caller.participant!r} has {own} connections open, and may have no more"
-            )
 
     # -- requests ----------------------------------------------------------------------------------------
 

@@ -10,7 +10,13 @@ from email.utils import formatdate
 import h11
 
 from hansa.coordinator.front_tls import TlsStream
-from hansa.errors import CoordinatorUnreachable, Error, MalformedMessage, MessageTooLarge
+from hansa.errors import (
+    CoordinatorUnreachable,
+    Error,
+    MalformedMessage,
+    MessageTooLarge,
+    TooManyConnections,
+)
 
 _MOST_HEADER_BYTES = 16384
 _STATUS: dict[str, int] = {
@@ -31,7 +37,7 @@ class Limits:
     Attributes:
         body_bytes: Most bytes of a request's body, and of the SuperLink's answer.
         connections: Connections of all clients together, those included whose handshake is not over.
-        connections_per_client: Connections of one participant.
+        connections_per_client: Connections of one participant; as many again are told that they are too many, and no more.
         handshakes_per_address: Handshakes of one address at a time.
         handshake_seconds: Longest TLS handshake.
         header_seconds: Longest time from a request's first byte to the end of its headers.
@@ -53,6 +59,18 @@ class Limits:
     idle_seconds: float = 60.0
     write_seconds: float = 60.0
     upstream_seconds: float = 30.0
+
+    def verify_room(self, who: str, own: int) -> None:
+        """Check how many connections a participant has, whether its certificate is refused or not.
+
+        Raises:
+            TooManyConnections: More than it may have.
+            Crowding: Many more; those are not even told so, for each would be waited for until it asks.
+        """
+        if own > 2 * self.connections_per_client:
+            raise Crowding
+        if own > self.connections_per_client:
+            raise TooManyConnections(f"{who} has {own} connections open, too many")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,6 +94,10 @@ class Answer:
 
 class GoneAway(Exception):
     """The client ended the connection, was too slow, or does not speak HTTP."""
+
+
+class Crowding(GoneAway):
+    """The client has many more connections than it may have; this one is cut without a word."""
 
 
 class HttpConnection:

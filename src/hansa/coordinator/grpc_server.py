@@ -10,6 +10,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from hansa.coordinator.callers import CALLS_PER_CALLER
+from hansa.coordinator.first_messages import FIRST_MESSAGE_SECONDS, FirstMessages
+from hansa.coordinator.stalls import StallWatch
 from hansa.errors import ConfigurationError
 from hansa.federation.tls_authority import verify_server_certificate
 from hansa.federation.tls_files import TlsSource, server_credentials
@@ -18,6 +20,7 @@ from hansa.secure_agg.certificates import utc_now
 
 MOST_CALLERS = 64
 _SPARE_THREADS = 8  # for calls that are refused at once
+_CALLS_PER_ADDRESS = 32
 _STOP_SECONDS = 5.0
 
 
@@ -51,7 +54,7 @@ class GrpcServer:
 
     Guarantees:
         - Nobody without a certificate of the authority reaches a service, where clients are asked for one.
-        - Threads, messages, metadata and streams are bounded, whatever callers do.
+        - Threads, messages, metadata and streams are bounded, whatever callers do; see `FirstMessages` for calls without a request.
         - A connection that does not finish its handshake in ten seconds, or does not answer, is closed.
     """
 
@@ -70,8 +73,12 @@ class GrpcServer:
             material.certificate_der, authority=material.authority_der, now=utc_now(), revoked=None
         )
         threads = most_callers * calls_per_caller + _SPARE_THREADS
+        self._stalls = StallWatch(FIRST_MESSAGE_SECONDS)
+        # An address may be that of many participants.
+        most_calls = min(2 * calls_per_caller if ask_clients else _CALLS_PER_ADDRESS, max(1, threads // 2))
         self._server = grpc.server(
             ThreadPoolExecutor(threads, thread_name_prefix="grpc"),
+            interceptors=(FirstMessages(most_calls, self._stalls),),
             options=server_options(2 * calls_per_caller),
             maximum_concurrent_rpcs=threads,
         )
@@ -79,6 +86,7 @@ class GrpcServer:
             credentials = server_credentials(tls, ask_clients=ask_clients)
             found = self._server.add_secure_port(f"{_in_brackets(host)}:{port}", credentials)
         except RuntimeError as error:
+            self._server.stop(None)
             raise ConfigurationError(
                 f"{host} port {port} cannot be listened on: in use, or no address of this machine",
                 hint="stop what listens there, or choose another port",
@@ -103,6 +111,7 @@ class GrpcServer:
 
     def start(self) -> None:
         """Take calls, and say so."""
+        self._stalls.start()
         self._server.start()
         self.set_serving(is_serving=True)
 
@@ -116,6 +125,7 @@ class GrpcServer:
         """Take no more calls, let those in progress end for a while, and close the port."""
         self.set_serving(is_serving=False)
         self._server.stop(grace_seconds).wait()
+        self._stalls.stop()
 
     def __enter__(self) -> Self:
         self.start()

@@ -8,6 +8,7 @@ It holds no secret: signed documents, certificates and ciphertext sizes only. Ke
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
-from hansa.errors import DatabaseNewer, DatabaseUnusable, JournalNotWritable
+from hansa.errors import DatabaseNewer, DatabaseUnusable, JournalNotWritable, JournalUnreachable
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_SECONDS = 30
@@ -80,6 +81,8 @@ class Journal:
         - What `put` wrote is durable when it returns, all of it or nothing.
         - Of several writers that compare and put one record, one succeeds.
         - Neither a message nor a repr shows a password of the URL.
+        - A new SQLite file, and the log beside it, can be read by its owner only.
+        - Whatever the database does, a call that reads raises JournalUnreachable, one that writes JournalNotWritable.
     """
 
     def __init__(self, url: str, *, now: Callable[[], float] = time.time) -> None:
@@ -100,16 +103,26 @@ class Journal:
     def get(self, scope: str, name: str) -> bytes | None:
         """Give a record, or None."""
         query = sa.select(RECORDS.c.value).where(RECORDS.c.scope == scope, RECORDS.c.name == name)
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             found = connection.execute(query).scalar()
         return None if found is None else bytes(found)
 
     def items(self, scope: str) -> dict[str, bytes]:
         """Give all records of a scope, by name in order."""
         query = sa.select(RECORDS.c.name, RECORDS.c.value).where(RECORDS.c.scope == scope)
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             found = connection.execute(query.order_by(RECORDS.c.name)).all()
         return {str(name): bytes(value) for name, value in found}
+
+    def items_below(self, prefix: str) -> dict[str, dict[str, bytes]]:
+        """Give all records of the scopes that begin with a prefix, by scope, then by name in order; with one query."""
+        query = sa.select(RECORDS.c.scope, RECORDS.c.name, RECORDS.c.value)
+        query = query.where(RECORDS.c.scope.startswith(prefix, autoescape=True))
+        found: dict[str, dict[str, bytes]] = {}
+        with self._reading() as connection:
+            for scope, name, value in connection.execute(query.order_by(RECORDS.c.scope, RECORDS.c.name)):
+                found.setdefault(str(scope), {})[str(name)] = bytes(value)
+        return found
 
     def put(self, scope: str, records: Mapping[str, bytes | None]) -> None:
         """Write records of a scope, or remove them where the value is None.
@@ -156,12 +169,18 @@ class Journal:
         query = sa.select(EVENTS).where(EVENTS.c.id > after).order_by(EVENTS.c.id).limit(most)
         if study is not None:
             query = query.where(EVENTS.c.study == study)
-        with self._engine.connect() as connection:
+        with self._reading() as connection:
             rows = connection.execute(query).all()
         return [
             Event(id=row.id, at=row.at, kind=row.kind, study=row.study, detail=json.loads(row.detail))
             for row in rows
         ]
+
+    def latest_time(self) -> float:
+        """Give the latest wall clock time of an event; 0 where there is none."""
+        with self._reading() as connection:
+            found = connection.execute(sa.select(sa.func.max(EVENTS.c.at))).scalar()
+        return float(found or 0.0)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -177,6 +196,15 @@ class Journal:
 
     def __repr__(self) -> str:
         return f"Journal({self.name})"
+
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except (SQLAlchemyError, OSError) as error:
+            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
+            raise JournalUnreachable(f"database {self.name} does not answer: {reason[:200]}") from error
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
@@ -216,6 +244,10 @@ def _at(statement: Any, scope: str, name: str) -> Any:
 def _engine(url: sa.URL) -> sa.Engine:
     if url.get_backend_name() != "sqlite":
         return sa.create_engine(url, pool_pre_ping=True)
+    if (
+        url.database and url.database != ":memory:"
+    ):  # who takes part is nobody else's business; SQLite makes files of mode 0644
+        os.close(os.open(url.database, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
     engine = sa.create_engine(url, connect_args={"timeout": _BUSY_SECONDS})
 
     @sa.event.listens_for(engine, "connect")
@@ -226,16 +258,21 @@ def _engine(url: sa.URL) -> sa.Engine:
     return engine
 
 
+def newest_revisions() -> tuple[set[str], str | None]:
+    """Give all forms of the database that this version knows, and the present one."""
+    script = ScriptDirectory(str(_MIGRATIONS))
+    return {revision.revision for revision in script.walk_revisions()}, script.get_current_head()
+
+
 def _upgrade(connection: sa.Connection, name: str) -> None:
     """Bring the database to the newest form; two processes that open it at once may both try."""
     config = Config()
     config.set_main_option("script_location", str(_MIGRATIONS))
-    script = ScriptDirectory.from_config(config)
-    known = {revision.revision for revision in script.walk_revisions()}
+    known, newest = newest_revisions()
     found = MigrationContext.configure(connection).get_current_revision()
     if found is not None and found not in known:
         raise DatabaseNewer(f"database {name} is of revision {found}, which this version does not know")
-    if found == script.get_current_head():
+    if found == newest:
         return
     config.attributes["connection"] = connection
     command.upgrade(config, "head")

@@ -5,6 +5,7 @@
     closed         roster and packages of an attempt whose sum is on the disk: before anybody is asked to release
     certificate/R  what a member that missed round R needs: before anybody is shown it
     members        how far each member is, and the rounds that are over
+    heads          the longest ledger head that each member has signed
 
 The records are the coordinator's own, no peer writes them; all of it stands in signed messages that every member may see.
 """
@@ -129,6 +130,7 @@ class LoopState:
         closed: The attempt that members may have released for, until its round is over.
         opened: Last round that a member has opened in strict mode.
         certificates: By round.
+        heads: Longest ledger head of each member.
 
     Guarantees:
         - On the same records it is what it was when the last call returned.
@@ -142,6 +144,7 @@ class LoopState:
         self.begun: At = (0, -1)
         self.closed: Closed | None = None
         self.certificates: dict[int, Certificate] = {}
+        self.heads: dict[str, bytes] = {}
         try:
             self._load(self._records.items())
         except (KeyError, TypeError, ValueError, cbor2.CBORError) as error:
@@ -167,10 +170,10 @@ class LoopState:
         self.epoch.handed_out = dict(handed_out)
         self._put("epoch", "attempt", "closed")
 
-    def close_attempt(self, closed: Closed) -> None:
-        """Note that the roster of an attempt is closed."""
-        self.closed = closed
-        self._put("closed")
+    def close_attempt(self, closed: Closed, heads: Mapping[str, bytes]) -> None:
+        """Note that the roster of an attempt is closed, and the ledger heads in its headers."""
+        self.closed, self.heads = closed, dict(heads)
+        self._put("closed", "heads")
 
     def certify(self, round_index: int, certificate: Certificate, *, void: bool = False) -> None:
         """Note how a round ends."""
@@ -220,6 +223,7 @@ class LoopState:
             "attempt": {"begun": list(self.begun), "opened": self.opened},
             "closed": None if self.closed is None else asdict(self.closed),
             "members": {"at": self.at, "done": self.done},
+            "heads": self.heads,
         }
         self._records.put(
             {name: None if values[name] is None else cbor2.dumps(values[name]) for name in names}
@@ -231,6 +235,7 @@ class LoopState:
             self.epoch = EpochRecord(**read["epoch"])
         if "members" in read:
             self.at, self.done = dict(read["members"]["at"]), int(read["members"]["done"])
+        self.heads = dict(read.get("heads", {}))
         if "attempt" in read:
             round_index, attempt = read["attempt"]["begun"]
             self.begun, self.opened = (round_index, attempt), int(read["attempt"]["opened"])

@@ -4,9 +4,13 @@ There is no loss, no gradient norm, no number of records and no ε by participan
 metric is an output channel. `NAMES` is the allow-list; a test holds it, the dashboards and the alert rules together.
 """
 
+from typing import get_args
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from hansa.coordinator.members import State as MemberState
 from hansa.coordinator.rounds import RoundSummary
+from hansa.coordinator.study_states import State as StudyState
 
 NAMES = frozenset(
     {
@@ -37,6 +41,10 @@ class CoordinatorMetrics:
 
     Attributes:
         registry: What a status page shows.
+
+    Guarantees:
+        - Names and labels are those of the allow-list.
+        - A state that nobody is in any more counts zero.
     """
 
     def __init__(self, version: str) -> None:
@@ -102,14 +110,14 @@ class CoordinatorMetrics:
         self._bytes.labels("down").inc(down_bytes)
 
     def members(self, by_state: dict[str, int]) -> None:
-        """Set the number of members by state."""
-        for state, count in by_state.items():
-            self._participants.labels(state).set(count)
+        """Set the number of members by state; states that are not named have none."""
+        for state in get_args(MemberState):
+            self._participants.labels(state).set(by_state.get(state, 0))
 
     def studies(self, by_state: dict[str, int]) -> None:
-        """Set the number of studies by state."""
-        for state, count in by_state.items():
-            self._studies.labels(state).set(count)
+        """Set the number of studies by state; states that are not named have none."""
+        for state in get_args(StudyState):
+            self._studies.labels(state).set(by_state.get(state, 0))
 
     def certificate_ends(self, name: str, at: float) -> None:
         """Set the end of a certificate, seconds since 1970."""

@@ -159,6 +159,7 @@ class RoundLoop:
     def _resume(self) -> None:
         """Stand where the state says; enter an epoch where none was entered, or another one was begun."""
         known = self._state.epoch
+        self._aggregation.restore_heads(self._state.heads)
         self._epochs.resume(known.number, known.tried, known.handed_out)
         if known.number:
             self._expectations.epoch_entered(known.number, known.deal, known.votes)

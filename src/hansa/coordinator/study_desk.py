@@ -15,12 +15,12 @@ from hansa.coordinator.members import Members
 from hansa.errors import AlreadyAnswered, CommandStale, DocumentRejected, NotEnoughApprovals, UnknownStudy
 from hansa.federation.answers import Approval, Denial, verify_answer
 from hansa.federation.consortium import Consortium
-from hansa.federation.documents import Document, read_document
+from hansa.federation.documents import Document, reread_document
 from hansa.federation.proposals import Proposal, verify_proposal
 from hansa.federation.starts import Command, Start, verify_command, verify_start
 from hansa.secure_agg.certificates import CLOCK_SKEW, RevocationList, utc_now
 
-SCOPE = "studies"
+SCOPE, _PREFIX = "studies", "study/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +143,7 @@ class StudyDesk:
 
         Raises:
             UnknownStudy: There is no such study, or it was not started.
-            CommandStale: A later command is here.
+            CommandStale: A later command is here, or the study was stopped.
             DocumentRejected, CertificateRejected: See `verify_command`.
         """
         study = self.get(document.body.proposal)
@@ -153,6 +153,8 @@ class StudyDesk:
             )
         if document in study.commands:
             return study
+        if study.commands and study.commands[-1].body.action == "stop":
+            raise CommandStale(f"the study {_short_name(study)!r} was stopped, for good")
         last = study.commands[-1].body.counter if study.commands else 0
         verify_command(
             document,
@@ -220,8 +222,8 @@ class StudyDesk:
 
     def all(self) -> list[ProposedStudy]:
         """Return everything, oldest proposal first."""
-        items = self._journal.items(SCOPE)
-        found = [_study(raw, self._journal.items(_scope(bytes.fromhex(name)))) for name, raw in items.items()]
+        items, beside = self._journal.items(SCOPE), self._journal.items_below(_PREFIX)
+        found = [_study(raw, beside.get(f"{_PREFIX}{name}", {})) for name, raw in items.items()]
         return sorted(found, key=lambda study: (study.proposal.body.created, study.digest))
 
     def _once(self, study: ProposedStudy, place: str, encoded: bytes, kind: str, **detail: str) -> None:
@@ -234,7 +236,7 @@ class StudyDesk:
 
 
 def _scope(digest: bytes) -> str:
-    return f"study/{digest.hex()}"
+    return f"{_PREFIX}{digest.hex()}"
 
 
 def _short_name(study: ProposedStudy) -> str:
@@ -246,15 +248,15 @@ def _study(raw: bytes, items: dict[str, bytes]) -> ProposedStudy:
     for place, value in items.items():
         kind, _, name = place.partition("/")
         if kind == "start":
-            start = read_document(value, Start)
+            start = reread_document(value, Start)
         elif kind == "command":
-            commands.append(read_document(value, Command))
+            commands.append(reread_document(value, Command))
         elif b'"schema":"hansa/approval/v1"' in value:
-            approvals[name] = read_document(value, Approval)
+            approvals[name] = reread_document(value, Approval)
         else:
-            denials[name] = read_document(value, Denial)
+            denials[name] = reread_document(value, Denial)
     return ProposedStudy(
-        proposal=read_document(raw, Proposal),
+        proposal=reread_document(raw, Proposal),
         approvals=approvals,
         denials=denials,
         start=start,

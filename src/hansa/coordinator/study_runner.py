@@ -17,6 +17,7 @@ from hansa.errors import (
     Interrupted,
     ModelDivergence,
     StoreDamaged,
+    StoreNotWritable,
     TranscriptDivergence,
 )
 from hansa.federation.logs import log
@@ -112,10 +113,16 @@ class StudyRunner:
             except _FATAL as error:
                 self._failed(study, run, error)
                 break
-            except Error as error:
+            except (
+                Error,
+                OSError,
+            ) as error:  # of the latter it is the disk's, or there are no descriptors left
+                known = (
+                    error if isinstance(error, Error) else StoreNotWritable(f"a file of the study: {error}")
+                )
                 pause = _FIRST_PAUSE_SECONDS if run.rounds_done > before else pause
-                self._waits(run, error, pause)
-                pause = min(2 * pause, self._parts.longest_pause_seconds)
+                self._waits(run, known, pause)
+                pause = min(1.5 * pause, self._parts.longest_pause_seconds)
             except Exception as error:
                 self._log.exception("study_failed", study=run.name, kind=type(error).__name__)
                 self._failed(study, run, InternalFailure(f"{type(error).__name__} in the round loop"))

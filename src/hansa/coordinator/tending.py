@@ -6,12 +6,11 @@ from datetime import datetime
 
 from cryptography import x509
 
-from hansa.coordinator.front import Front
+from hansa.coordinator.fleet_door import FleetDoor
 from hansa.coordinator.home import CoordinatorHome
 from hansa.coordinator.members import Members
 from hansa.coordinator.metrics import CoordinatorMetrics
 from hansa.coordinator.office import Office, renew_services
-from hansa.coordinator.superlink import SuperLink
 from hansa.federation.files import read_file
 from hansa.federation.logs import log
 from hansa.federation.revocation_file import RevocationFile
@@ -32,15 +31,18 @@ def flower_keys(members: Members) -> dict[str, bytes]:
 class Tending:
     """One look after another; see `tend`.
 
+    Guarantees:
+        - What cannot be looked after keeps nothing else from it: who is no member any more is shut out, whatever else fails.
+        - A certificate that an admin has put in place is shown at the fleet door from the next look on, without a restart.
+
     Args:
         home: The coordinator's.
         office: Its journal and registers.
         authority: Gives the authority where its key is at hand.
         revoked: The revocation list in its file.
-        superlink: Where nodes are registered.
-        front: The fleet door.
+        door: The fleet door, where this coordinator has one.
         metrics: What is counted.
-        members: Flower keys of the members that SuperLink and front know.
+        members: Flower keys of the members that the door knows.
         now: Clock.
     """
 
@@ -51,23 +53,35 @@ class Tending:
         office: Office,
         authority: Callable[[], CertificateAuthority | None],
         revoked: RevocationFile,
-        superlink: SuperLink,
-        front: Front,
+        door: FleetDoor | None,
         metrics: CoordinatorMetrics,
         members: Mapping[str, bytes],
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._home, self._office, self._authority, self._revoked = home, office, authority, revoked
-        self._superlink, self._front, self._metrics, self._now = superlink, front, metrics, now
-        self._members, self._list = dict(members), revoked().encoded
-        self._starts, self._counts = superlink.starts, Counter[str]()
+        self._door, self._metrics, self._now = door, metrics, now
+        self._members, self._list, self._certificate = dict(members), revoked().encoded, b""
+        self._starts, self._counts = door.starts if door else 0, Counter[str]()
+
+    @property
+    def members(self) -> frozenset[str]:
+        """Who was a member at the last look."""
+        return frozenset(self._members)
 
     def tend(self) -> None:
-        """Bring every door to what the journal says, and whatever ends soon to a new end, where the authority is at hand."""
-        self._tend_list()
-        self._tend_members()
-        self._tend_certificate()
-        self._count()
+        """Bring every door to what the journal says, and whatever ends soon to a new end, where the authority is at hand.
+
+        Raises:
+            Exception: The first thing that went wrong, after everything else was looked after.
+        """
+        first: Exception | None = None
+        for step in (self._tend_members, self._tend_list, self._tend_certificate, self._count):
+            try:
+                step()
+            except Exception as error:
+                first = first or error
+        if first is not None:
+            raise first
 
     def _tend_list(self) -> None:
         if self._office.revocations.is_due():
@@ -77,38 +91,44 @@ class Tending:
         self._office.revocations.put_into_file()
         encoded = self._revoked().encoded
         if encoded != self._list:
-            self._front.update_revocations(encoded)
+            if self._door is not None:
+                self._door.update_revocations(encoded)
             self._list = encoded
             log("coordinator").info("revocation_list_in_force", number=self._revoked().number)
 
     def _tend_members(self) -> None:
         found = flower_keys(self._office.registry.members)
         if found != self._members:
-            self._front.update_members(found)
-            self._superlink.set_members(found)
+            if self._door is not None:
+                self._door.update_members(found)
             log("coordinator").info("members_changed", members=sorted(found))
             self._members = found
 
     def _tend_certificate(self) -> None:
         files = self._home.tls_files
-        certificate = x509.load_der_x509_certificate(from_pem(read_file(files.certificate)))
+        encoded = read_file(files.certificate)
+        if self._door is not None and encoded != self._certificate:
+            self._door.update_certificate(files.certificate, files.key)
+        self._certificate = encoded
+        certificate = x509.load_der_x509_certificate(from_pem(encoded))
         ends = certificate.not_valid_after_utc
         self._metrics.certificate_ends("server", ends.timestamp())
         if ends - self._now() > (ends - certificate.not_valid_before_utc) / 3:
             return
         authority = self._authority()
         if authority is not None:
-            renew_services(self._office, authority, self._now())
-            self._front.update_certificate(files.certificate, files.key)
+            renew_services(self._office, authority, self._now())  # the next look shows it
 
     def _count(self) -> None:
         states = Counter(str(record.state) for record in self._office.registry.members.all())
         self._metrics.members(dict(states))
-        for _ in range(self._superlink.starts - self._starts):
+        if self._door is None:
+            return
+        for _ in range(self._door.starts - self._starts):
             self._metrics.superlink_restarted()
-        self._starts = self._superlink.starts
-        counts = Counter(self._front.counts)
+        self._starts = self._door.starts
+        counts = self._door.counts
         for reason, count in (counts - self._counts).items():
-            if not reason.isdigit():
+            if not reason.startswith("status_"):
                 self._metrics.refused("fleet", reason, count)
         self._counts = counts

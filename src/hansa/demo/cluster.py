@@ -24,18 +24,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from hansa.errors import Error, WorkerFailed
+from hansa.errors import CommandFailed, WorkerFailed
 
 Say = Callable[[str], None]
+Command = Callable[[list[str]], tuple[int, str, str]]
 _COMMAND_SECONDS = 300.0
 _STOP_SECONDS = 30.0
-
-
-class CommandFailed(Error):
-    """A command of the cluster failed; its own words are in the message."""
-
-    code = "command_failed"
-    default_hint = "look at the log files in the cluster's folder"
 
 
 @dataclass
@@ -47,6 +41,7 @@ class Cluster:
         names: The participants.
         port: First of five ports on loopback: four doors and the status page.
         say: Receives a line about each step.
+        command: Runs a command line without the word `hansa`; gives status, stdout and stderr.
 
     Guarantees:
         - After the `with` block no process of the cluster is left.
@@ -56,6 +51,7 @@ class Cluster:
     names: tuple[str, ...]
     port: int
     say: Say
+    command: Command = field(default_factory=lambda: in_a_process)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
@@ -67,29 +63,23 @@ class Cluster:
         """A participant's home."""
         return self.folder / name
 
-    def hansa(self, *arguments: str, seconds: float = _COMMAND_SECONDS) -> dict[str, Any]:
+    def hansa(self, *arguments: str) -> dict[str, Any]:
         """Run a command with `--json` and give its result.
 
         Raises:
             CommandFailed: It ended with another status than 0, or not in time.
         """
-        try:
-            done = subprocess.run(  # noqa: S603 - our own command line
-                [*hansa_command(), *arguments, "--json"],
-                capture_output=True,
-                timeout=seconds,
-                env=environment(),
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise CommandFailed(f"hansa {' '.join(arguments[:3])} took longer than {seconds:g} s") from error
-        if done.returncode:
-            words = done.stderr.decode(errors="replace").strip()
-            raise CommandFailed(
-                f"hansa {' '.join(arguments[:3])} ended with {done.returncode}: {words[-2000:]}"
-            )
-        found: dict[str, Any] = json.loads(done.stdout)
+        found: dict[str, Any] = json.loads(self.words(*arguments, "--json"))
         return found
+
+    def words(self, *arguments: str) -> str:
+        """Run a command and give what it prints; raises as `hansa`."""
+        status, out, words = self.command(list(arguments))
+        if status:
+            raise CommandFailed(
+                f"hansa {' '.join(arguments[:3])} ended with {status}: {words.strip()[-2000:]}"
+            )
+        return out
 
     def spawn(self, name: str, *arguments: str) -> None:
         """Start a daemon; its log goes to a file beside its home."""
@@ -238,6 +228,45 @@ class Cluster:
             self.await_that(config.exists, f"the model of {name}", seconds)
             found[name] = str(json.loads(config.read_bytes())["training"]["state"])
         return found
+
+    def report(self, folder: Path) -> None:
+        """Step 7: every participant signs its statement, and an auditor makes the privacy report of all of them."""
+        for name in self.names:
+            home = self.home(name)
+            for ledger in sorted(home.glob("ledger-*.jsonl")):
+                self.words(
+                    "audit", "statement", str(ledger), "--home", str(home), "--policy", str(home / "policy.toml"),
+                    "--output", str(home / f"statement-{name}.json"),
+                )  # fmt: skip
+        self.words(
+            "audit",
+            "report",
+            str(self.folder),
+            "--output",
+            str(folder),
+            "--format",
+            "html",
+            "--format",
+            "json",
+        )
+
+
+def in_a_process(arguments: list[str]) -> tuple[int, str, str]:
+    """Run a command as people do: in a process of its own."""
+    try:
+        done = subprocess.run(  # noqa: S603 - our own command line
+            [*hansa_command(), *arguments],
+            capture_output=True,
+            timeout=_COMMAND_SECONDS,
+            env=environment(),
+            check=False,
+            text=True,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CommandFailed(
+            f"hansa {' '.join(arguments[:3])} took longer than {_COMMAND_SECONDS:g} s"
+        ) from error
+    return done.returncode, done.stdout, done.stderr
 
 
 def hansa_command() -> list[str]:

@@ -13,6 +13,7 @@ A document is read in this order: length, UTF-8, JSON without repeated keys, can
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NoReturn, Self, TypeVar
 
@@ -147,6 +148,12 @@ def read_document(raw: bytes, kind: type[BodyType]) -> Document[BodyType]:
             return found
         problem = DocumentMalformed(f"the {title} holds a value in another spelling than its own")
     raise problem  # outside the handler, so that pydantic's report does not travel along
+
+
+@lru_cache(maxsize=4096)
+def reread_document(raw: bytes, kind: type[BodyType]) -> Document[BodyType]:
+    """Read a document from the own journal or home, again and again; as `read_document`, and the same bytes are parsed once."""
+    return read_document(raw, kind)
 
 
 def load_document(path: Path, kind: type[BodyType]) -> Document[BodyType]:

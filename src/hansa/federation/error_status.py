@@ -6,7 +6,7 @@ hansa. A client makes errors only of a list of kinds that the service can mean: 
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 
@@ -139,18 +139,20 @@ def answering(context: Any, report: Callable[[Exception], None]) -> Iterator[Non
     except Error as error:
         if isinstance(error, _OWN_FAULTS):
             report(error)
-        _abort(context, error)
+        abort(context, error)
     except grpc.RpcError:
         raise  # the caller has gone, and nobody hears the answer
     except Exception as error:
         report(error)
-        _abort(context, InternalFailure("the coordinator failed at this call"))
+        abort(context, InternalFailure("the coordinator failed at this call"))
 
 
-def _abort(context: Any, error: Error) -> None:
+def abort(context: Any, error: Error) -> NoReturn:
+    """End a call with the status that stands for an error."""
     status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
     context.set_trailing_metadata(((CODE_KEY, error.code),))
     context.abort(status, error.message[:_MOST_TEXT])
+    raise error  # for the type checker: the line above does not return
 
 
 # -- at the client ---------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
-"""Files of a home folder: replaced whole or not at all, and secrets that only their owner can read."""
+"""Files of a home folder: replaced whole or not at all, secrets that only their owner can read, and locks between processes."""
 
+import fcntl
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from hansa.errors import HomeMissing, KeyFileUnsafe, OutputNotWritable, StoreNotWritable
+from hansa.errors import HomeMissing, KeyFileUnsafe, OutputNotWritable, StoreInUse, StoreNotWritable
 
 PRIVATE, PUBLIC = 0o600, 0o644
 FILE_BYTES_MOST = 1 << 20
@@ -109,6 +112,34 @@ def point_to(link: Path, target: str) -> None:
         sync_folder(link.parent)
     except OSError as error:
         raise StoreNotWritable(f"{link.name} cannot be replaced: {error.strerror}") from error
+
+
+@contextmanager
+def holding(path: Path, *, in_use: StoreInUse | None = None) -> Iterator[None]:
+    """Hold a lock file while the block runs. The system takes it back whatever way this process ends.
+
+    Args:
+        path: The file; made if there is none, and left behind.
+        in_use: Raised at once if another process holds it; without it this one waits.
+
+    Raises:
+        StoreInUse: See `in_use`.
+        StoreNotWritable: The file cannot be made.
+    """
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreNotWritable(f"{path.name} cannot be made: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if in_use else 0))
+        except BlockingIOError:
+            if in_use is None:
+                raise
+            raise in_use from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

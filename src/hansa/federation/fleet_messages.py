@@ -26,6 +26,7 @@ from hansa.errors import InvalidValue, MalformedMessage, MessageTooLarge
 REPLY = "reply"
 ABORTED = "aborted"  # what a member says of every failure that is not a refusal by its policy
 SESSION = "session"
+LOOK = "query.look"  # only to stock SuperNodes, which look for news when they are asked: `participant.stock_node`
 MOST_MESSAGE_BYTES = 16 << 20
 LONGEST_WAIT_SECONDS = 30.0
 WAIT_HEADER = "hansa-wait-seconds"  # how long the TLS front may keep a node waiting that asks for messages

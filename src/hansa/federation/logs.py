@@ -1,8 +1,8 @@
 """The daemons' log: one JSON object a line on stderr, or a readable line where stderr is a terminal.
 
 An event is a constant in snake_case with values beside it. Secrets have no place in it: values of fields that are named like one
-are replaced, bytes are shown by their length, and a long text is cut. Lines of the libraries below (Flower, gRPC) pass through
-the same processors.
+are replaced, bytes are shown by their length, a long text is cut, and no character comes through that a terminal would act on.
+Lines of the libraries below (Flower, gRPC) pass through the same processors.
 """
 
 import logging
@@ -79,6 +79,7 @@ def _shown(name: str, value: Any) -> Any:
         return {key: _shown(str(key), one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_shown(name, one) for one in list(value)[:100]]
-    if isinstance(value, str) and len(value) > _MOST_CHARACTERS:
-        return value[:_MOST_CHARACTERS] + "..."
+    if isinstance(value, str):
+        text = value if len(value) <= _MOST_CHARACTERS else value[:_MOST_CHARACTERS] + "..."
+        return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
     return value

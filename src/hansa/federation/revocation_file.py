@@ -19,6 +19,7 @@ class RevocationFile:
 
     Guarantees:
         - A list that was put into the file counts from the next use on.
+        - A list that could not be taken at once - no descriptor was left, the clock was behind - is taken when it can be.
         - Without a file, or with one that is no list, no certificate passes; an older list than one that was seen is not taken.
     """
 
@@ -30,8 +31,7 @@ class RevocationFile:
         """Return the latest list; its age is checked where it is used."""
         with self._lock:
             mark = self._stat()
-            if mark != self._mark:
-                self._take()
+            if mark != self._mark and self._take():
                 self._mark = mark
             return self._known
 
@@ -42,12 +42,13 @@ class RevocationFile:
             return (0, 0, 0)
         return status.st_ino, status.st_mtime_ns, status.st_size
 
-    def _take(self) -> None:
-        """Take a later list into a new object, so that whoever uses the old one is not disturbed."""
+    def _take(self) -> bool:
+        """Take a later list into a new object, so that whoever uses the old one is not disturbed; tell whether it was one."""
         fresh = RevocationList(self._known.authority, self._known.encoded)
         try:
             with open(self._path, "rb") as file:
                 fresh.update(file.read(MAXIMUM_REVOCATION_LIST_BYTES + 1), self._clock())
         except (OSError, Error):
-            return
+            return False
         self._known = fresh
+        return True

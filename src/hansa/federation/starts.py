@@ -95,16 +95,22 @@ def verify_start(
         revoked: The latest revocation list, where the consortium uses one.
 
     Raises:
-        DocumentRejected: It is for another proposal, of the future, not signed by the proposal's author, or its roster is not
-            exactly as many invited members as the study has participants, each with its own approval of this proposal.
+        DocumentRejected: It is for another proposal, of the future or later than the proposal's end, not signed by the proposal's
+            author, or its roster is not exactly as many invited members as the study has participants, each with its own approval
+            of this proposal.
         CertificateRejected, MessageTooLarge: The author is none any more.
 
     Guarantees:
         - Every field is bound: none can be changed without the key of the proposal's author.
         - No member is in the roster whose own key did not sign an approval of this proposal.
+        - An approval serves no start that was made after the time for answers.
     """
     body, asked = document.body, proposal.body
     _verify_from_author(document, proposal, consortium=consortium, now=now, revoked=revoked)
+    if body.created > asked.expires + CLOCK_SKEW:  # nobody's approval is kept in stock for years
+        raise DocumentRejected(
+            f"the start is of {utc_text(body.created)}, the proposal ended at {utc_text(asked.expires)}"
+        )
     names = [member.name for member in body.roster]
     if len(names) != asked.approvals_needed or names != sorted(set(names)):
         raise DocumentRejected(

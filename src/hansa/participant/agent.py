@@ -2,6 +2,7 @@
 
     main thread     news of the consortium, decisions, seats (`agent_work.py`), service manager
     fleet thread    requests of the rounds, answered by the seat of their session (`fleet.py`)
+    status page     health and metrics on loopback, where participant.toml asks for it
 
 SIGTERM: the request that is being answered is answered, its reply is sent or kept, the node takes its leave. One that takes
 longer is abandoned without a reply: the next process is asked again, and goes on from what is on disk. SIGHUP: policies are
@@ -15,29 +16,30 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import datetime
+from importlib.metadata import version
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Context, Message
 
-from hansa.errors import Error, InternalFailure, InvalidValue, TransportError
-from hansa.federation.files import read_private_file, write_file
+from hansa.errors import Error, InternalFailure, InvalidValue, StoreInUse
+from hansa.federation.fields import host_and_port
+from hansa.federation.files import holding, read_private_file, write_file
 from hansa.federation.logs import log
 from hansa.federation.service_manager import ServiceManager
-from hansa.federation.tls_files import TlsSource
-from hansa.participant.agent_work import AgentWork
-from hansa.participant.consortium_client import ConsortiumClient
-from hansa.participant.coordinator_channel import CoordinatorChannel, Patience
+from hansa.federation.status_page import StatusPage
+from hansa.participant.agent_work import AgentWork, open_work
 from hansa.participant.fleet import FleetConnection
 from hansa.participant.home import ParticipantHome
+from hansa.participant.metrics import ParticipantMetrics
 from hansa.participant.session_apps import session_handler
 from hansa.secure_agg.certificates import utc_now
 
-STATUS_FILE = "agent-status.json"
+STATUS_FILE, LOCK = "agent-status.json", "agent.lock"
 _SOON_SECONDS, _LATER_SECONDS = 2.0, 10.0  # between two looks: something is awaited, or not
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 30.0
-_CALL_SECONDS = 20.0
+_MEASURE_SECONDS = 5.0
 _SAY_AGAIN_SECONDS = 600.0
 _FINISH_SECONDS, _ABANDON_SECONDS = 15.0, 10.0  # after SIGTERM; service managers kill after 90
 _SEAT_SECONDS = 30.0  # how long a request waits for a seat that is about to be taken
@@ -60,7 +62,7 @@ class Agent:
             process has to end without waiting for it; whatever it does from then on is the same as if it had been killed.
 
     Guarantees:
-        - It opens no port.
+        - It opens no port, but for a status page on loopback where participant.toml asks for one.
         - It ends within a minute of being told to, whatever it does and whether the coordinator is there or not.
         - What goes wrong is logged here and tried again; it ends only when it is told to.
     """
@@ -80,7 +82,8 @@ class Agent:
         self._reload = threading.Event()
         self._looked_at: float | None = None
         self._problem = ""
-        self._channels: dict[str, CoordinatorChannel] = {}
+        self._metrics: ParticipantMetrics | None = None
+        self._measured_at = float("-inf")
         self._breaks_off = threading.Event()
         self.is_abandoned = False
 
@@ -95,17 +98,21 @@ class Agent:
             StoreInUse: Another agent serves this home.
             StoreNotWritable: The home cannot be written.
             CertificateRejected, InvalidValue, ConfigurationError: Keys or certificates cannot be used.
+            PortInUse: Somebody else listens where the status page should.
         """
+        in_use = StoreInUse(f"another agent serves {str(self._home.folder)!r}")
         with ExitStack() as stack:
-            work = self._work(stack)
+            stack.enter_context(holding(self._home.folder / LOCK, in_use=in_use))
+            work = open_work(stack, self._home, now=self._now, report=self._report, note=self._note)
             work.resume()  # before the coordinator can ask for what this participant was in the middle of
             fleet = self._fleet()
+            self._open_page(stack, fleet)
             failures: list[BaseException] = []
             thread = threading.Thread(
                 target=self._answer, args=(fleet, work, stop, failures), name="fleet", daemon=True
             )
             thread.start()
-            ending = threading.Thread(target=self._end, args=(thread, stop), name="ending", daemon=True)
+            ending = threading.Thread(target=self._end, args=(thread, work, stop), name="ending", daemon=True)
             ending.start()
             stack.callback(ending.join)
             stack.callback(stop.set)
@@ -125,13 +132,13 @@ class Agent:
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    def _end(self, fleet: threading.Thread, stop: threading.Event) -> None:
+    def _end(self, fleet: threading.Thread, work: AgentWork, stop: threading.Event) -> None:
         """When it is told to stop, see that everything ends: what waits for the coordinator, and then what is being answered."""
         stop.wait()
-        self._channels["consortium"].give_up()
+        work.stop_looking()
         fleet.join(_FINISH_SECONDS)
         self._breaks_off.set()
-        self._channels["aggregator"].give_up()
+        work.give_up()
         fleet.join(_ABANDON_SECONDS)
 
     def _run(
@@ -152,14 +159,18 @@ class Agent:
                     awaited = work.look()
                     pause, retry = (_SOON_SECONDS if awaited else _LATER_SECONDS), _FIRST_RETRY_SECONDS
                     self._looked_at, self._problem = time.time(), ""
-                except TransportError as error:
+                except Error as error:
                     self._report("coordinator", error)
                     pause, retry = retry, min(2 * retry, _LAST_RETRY_SECONDS)
                     self._problem = error.code
                 due = time.monotonic() + pause
             self._manager.status(self._status(work, fleet))
             self._manager.alive()
-            self._write_status(work, fleet)
+            try:
+                self._measure(work, fleet)
+                self._write_status(work, fleet)
+            except Error as error:  # a disk that is full: rounds go on, or say themselves what they lack
+                self._report("status", error)
             self._rest(beat, work, stop)
 
     def _rest(self, seconds: float, work: AgentWork, stop: threading.Event) -> None:
@@ -169,29 +180,37 @@ class Agent:
             if work.is_asked_for.is_set() or self._reload.is_set():
                 return
 
-    def _work(self, stack: ExitStack) -> AgentWork:
-        home, tls = self._home, TlsSource(self._home.tls_files)
-        addresses = home.settings.addresses
+    def _open_page(self, stack: ExitStack, fleet: FleetConnection) -> None:
+        asked = self._home.settings.metrics
+        if asked is None:
+            return
+        host, port = host_and_port(asked.listen)
+        self._metrics = ParticipantMetrics(version("hansa"))
 
-        def channel(name: str, address: str, patience: Patience) -> CoordinatorChannel:
-            made = CoordinatorChannel(
-                address, tls=tls, participant=home.name, patience=patience, clock=self._now
+        def ready() -> str:
+            state = fleet.state
+            return (
+                "" if state.connected else f"not connected: {state.error.code if state.error else 'starting'}"
             )
-            stack.callback(made.close)
-            self._channels[name] = made
-            return made
 
-        consortium = channel("consortium", addresses.consortium, Patience(deadline_seconds=_CALL_SECONDS))
-        work = AgentWork(
-            home,
-            ConsortiumClient(home, consortium, self._now),
-            channel("aggregator", addresses.aggregator, Patience()),
-            now=self._now,
-            report=self._report,
-            note=self._note,
-        )
-        stack.callback(work.close)
-        return work
+        page = stack.enter_context(StatusPage(self._metrics.registry, ready=ready, host=host, port=port))
+        self._log.info("status_page_open", port=page.port)
+
+    def _measure(self, work: AgentWork, fleet: FleetConnection) -> None:
+        metrics, now = self._metrics, time.monotonic()
+        if metrics is None:
+            return
+        metrics.connected(fleet.state.connected)
+        if now - self._measured_at < _MEASURE_SECONDS:
+            return
+        self._measured_at = now
+        metrics.certificates_end(self._home.enrolment().body.not_after.timestamp())
+        if self._looked_at is not None:
+            metrics.looked(self._looked_at)
+        for seat in work.seats.values():
+            planned = seat.study.proposal.body.agreement().training.rounds
+            metrics.rounds(seat.study.name, planned=planned, done=seat.rounds_done)
+            metrics.epsilon(seat.study.name, seat.epsilon())
 
     def _fleet(self) -> FleetConnection:
         home, files = self._home, self._home.tls_files
@@ -246,9 +265,9 @@ class Agent:
             "seats": {session: seat.rounds_done for session, seat in work.seats.items()},
         }
         if found != getattr(self, "_written", None):
-            self._written = found
             whole = {**found, "changed": int(time.time())}
             write_file(self._home.folder / STATUS_FILE, json.dumps(whole).encode())
+            self._written = found
 
     def _note(self, event: str, **values: Any) -> None:
         self._log.info(event, **values)

@@ -6,26 +6,46 @@
 4 starts, commands   verified and kept
 5 seats              a node for every study that was started here and is not over
 6 renewal            new certificates when a third of the time is left
+
+Certificates that have ended open no door but the enrolment service's; so then the renewal comes first, and there.
 """
 
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
-from hansa.errors import ConfigurationError, EnrolmentPending, Error, PolicyRefusal, TransportError
+from hansa.errors import (
+    AlreadyAnswered,
+    ConfigurationError,
+    DocumentRejected,
+    EnrolmentPending,
+    Error,
+    InternalFailure,
+    PolicyRefusal,
+    TransportError,
+)
 from hansa.federation.answers import Approval
+from hansa.federation.documents import Document
+from hansa.federation.enrolments import Enrolment
+from hansa.federation.requests import RenewalRequest
+from hansa.federation.tls_files import TlsSource
 from hansa.participant.consortium_client import ConsortiumClient
-from hansa.participant.coordinator_channel import CoordinatorChannel
+from hansa.participant.coordinator_channel import CoordinatorChannel, Patience
 from hansa.participant.dataset_file import load_datasets
+from hansa.participant.enrolment_client import EnrolmentClient
 from hansa.participant.home import ParticipantHome
-from hansa.participant.renewing import begin_renewal, finish_renewal, renewal_is_due
+from hansa.participant.renewing import renew_if_due
 from hansa.participant.seat import Seat, data_set_policy
 from hansa.participant.study_desk import DeskStudy, StudyDesk, verify_allowed
 
 Report = Callable[[str, Error], None]
+_CALL_SECONDS = 20.0
 _SEAT_LOOK_SECONDS, _ASK_SECONDS = 0.2, 1.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 300.0  # before a seat that was not taken is tried again
 
 
 class AgentWork:
@@ -47,7 +67,9 @@ class AgentWork:
         - What goes wrong with one study keeps no other from its seat.
         - A seat that was taken before this process began is taken again without the coordinator.
         - A policy approves only a study whose id its owner wrote into it.
-        - A study that was stopped has no seat.
+        - A study that was stopped has no seat; the model of the rounds that were applied is written.
+        - Nobody waits for a request that is being answered: who gets up leaves when it is.
+        - A member whose certificates have ended gets new ones by itself, as long as it is a member.
     """
 
     def __init__(
@@ -65,8 +87,11 @@ class AgentWork:
         self.desk = StudyDesk(home.folder, participant=home.name, now=now)
         self._seats: dict[str, Seat] = {}
         self._sent: set[str] = set()
-        self._failed: dict[str, str] = {}  # sessions without a seat, and why
         self.is_asked_for = threading.Event()
+        self._failed: dict[
+            str, tuple[str, float, float]
+        ] = {}  # sessions without a seat: why; when to try again; pause
+        self._leaving: dict[str, tuple[Seat, DeskStudy | None]] = {}  # and the study, if it was stopped
 
     @property
     def seats(self) -> Mapping[str, Seat]:
@@ -105,16 +130,29 @@ class AgentWork:
         Raises:
             TransportError: The coordinator cannot be reached; nothing was changed, and it can be tried again.
         """
+        if self._have_ended():
+            self._try("renewal", self._renew)
         self._try("revocation_list", self._client.revocations)
         self._try("proposals", self._take_proposals)
-        studies = self.desk.all()
-        for study in studies:
-            self._try("study", lambda study=study: self._advance(study))  # type: ignore[misc]
         self._try("renewal", self._renew)
-        return any(study.state in ("undecided", "approved") for study in self.desk.all())
+        self._leave()
+        # Seats first: to fetch the base of another study may take longer than a call does, and then this look ends.
+        for study in sorted(self._studies(), key=lambda study: study.session not in self._seats):
+            self._try("study", lambda study=study: self._advance(study))  # type: ignore[misc]
+        return any(
+            study.state in ("undecided", "approved") and self.desk.is_in_time(study)
+            for study in self._studies()
+        )
+
+    def finish(self) -> None:
+        """Write the models of studies whose rounds are all applied, and get up from them; asks nobody."""
+        for study in self._studies():
+            if study.session in self._seats:
+                self._try("study", lambda study=study: self._sit_down(study))  # type: ignore[misc]
 
     def reload(self) -> None:
-        """Read the policies again; a seat whose policy cannot be read any more gets up."""
+        """Read the policies again; a seat whose policy cannot be read any more gets up, one that was not taken is tried anew."""
+        self._failed.clear()
         for session, seat in list(self._seats.items()):
             try:
                 seat.use_policy()
@@ -122,10 +160,19 @@ class AgentWork:
                 self._report("policy", error)
                 self._get_up(session)
 
+    def stop_looking(self) -> None:
+        """Let a look that is in progress fail at once, and every later one."""
+        self._client.give_up()
+
+    def give_up(self) -> None:
+        """Let whatever waits for the aggregator fail at once; what was sent is not lost."""
+        self._aggregator.give_up()
+
     def close(self) -> None:
         """Get up from all seats."""
         for session in list(self._seats):
             self._get_up(session)
+        self._leave(wait=True)
 
     # -- inside ------------------------------------------------------------------------------------------
 
@@ -143,9 +190,15 @@ class AgentWork:
             raise
         except Error as error:
             self._report(what, error)
+        except Exception as error:  # one study's must not end the agent of all others
+            self._report(what, InternalFailure("".join(traceback.format_exception(error))))
+
+    def _studies(self) -> list[DeskStudy]:
+        return self.desk.all(lambda error: self._report("study", error))
 
     def _take_proposals(self) -> None:
-        for offer in self._client.proposals():
+        known = {study.proposal.encode() for study in self._studies()}
+        for offer in self._client.proposals(known):
             if offer.proposal is None:
                 if offer.problem is not None:
                     self._report("proposal", offer.problem)
@@ -155,7 +208,7 @@ class AgentWork:
 
     def _advance(self, study: DeskStudy) -> None:
         """Bring one study to where its documents say it is."""
-        if study.state == "undecided":
+        if study.state == "undecided" and self.desk.is_in_time(study):
             study = self._decide(study)
         if study.state in ("approved", "denied"):
             self._send(study)
@@ -165,6 +218,8 @@ class AgentWork:
             study = self._look_for_commands(study)
         if study.state in ("started", "paused"):
             self._sit_down(study)
+        elif study.state == "stopped" and not study.is_finished:
+            self._wrap_up(study)
         elif study.session in self._seats:
             self._get_up(study.session)
 
@@ -188,7 +243,11 @@ class AgentWork:
     def _send(self, study: DeskStudy) -> None:
         if study.answer is None or study.session in self._sent:
             return
-        self._client.answer(study.answer)
+        try:
+            self._client.answer(study.answer)
+        except (AlreadyAnswered, DocumentRejected):  # for good: to send it again changes nothing
+            self._sent.add(study.session)
+            raise
         self._sent.add(study.session)
         kind = "approval" if isinstance(study.answer.body, Approval) else "denial"
         self._note("answer_sent", study=study.name, answer=kind)
@@ -208,16 +267,22 @@ class AgentWork:
         return study
 
     def _sit_down(self, study: DeskStudy) -> None:
-        seat = self._seats.get(study.session)
-        if seat is None:
-            seat = self._open(study)
+        seat = self._seats.get(study.session) or self._open(study)
         if seat is not None and seat.is_finished:
             place = seat.save_model()
             self.desk.finish(study)
             self._get_up(study.session)
             self._note("study_finished", study=study.name, model=str(place.relative_to(self._home.folder)))
 
+    def _wrap_up(self, study: DeskStudy) -> None:
+        """Get up from a study that was stopped, with its model; also where a process before this one did not come to it."""
+        if (self._seats.get(study.session) or self._open(study)) is not None:
+            self._get_up(study.session, stopped=study)
+
     def _open(self, study: DeskStudy) -> Seat | None:
+        _, due, pause = self._failed.get(study.session, ("", 0.0, _FIRST_PAUSE_SECONDS))
+        if study.session in self._leaving or time.monotonic() < due:
+            return None
         try:
             base = self._base(study)
             seat = Seat(
@@ -231,9 +296,11 @@ class AgentWork:
         except TransportError:
             raise
         except Error as error:
-            if self._failed.get(study.session) != error.code:  # say it once
-                self._failed[study.session] = error.code
+            if self._failed.get(study.session, ("",))[0] != error.code:  # say it once
                 self._report("seat", error)
+            # The data set is read at each try, and that may take long.
+            again = time.monotonic() + pause
+            self._failed[study.session] = error.code, again, min(2 * pause, _LONGEST_PAUSE_SECONDS)
             return None
         self._failed.pop(study.session, None)
         self._seats[study.session] = seat
@@ -250,16 +317,61 @@ class AgentWork:
     def _base_file(self, study: DeskStudy) -> Path:
         return self._home.folder / "models" / f"{study.proposal.body.base_model.hex()}.safetensors"
 
-    def _get_up(self, session: str) -> None:
-        self._seats.pop(session).close()
+    def _get_up(self, session: str, stopped: DeskStudy | None = None) -> None:
+        self._leaving[session] = self._seats.pop(session), stopped
+        self._leave()
+
+    def _leave(self, *, wait: bool = False) -> None:
+        """Close the seats that nobody is at work on any more."""
+        for session in list(self._leaving):
+            self._try("study", lambda session=session: self._let_go(session, wait=wait))  # type: ignore[misc]
+
+    def _let_go(self, session: str, *, wait: bool) -> None:
+        seat, stopped = self._leaving[session]
+        if seat.close(wait=wait, keep_model=stopped is not None):
+            del self._leaving[session]
+            if stopped is not None:
+                self.desk.finish(stopped)
+                self._note("study_stopped", study=stopped.name, rounds_done=seat.rounds_done)
+
+    def _have_ended(self) -> bool:
+        return self._now() > self._home.enrolment().body.not_after
 
     def _renew(self) -> None:
-        if not renewal_is_due(self._home.enrolment().body, self._now()):
-            return
         try:
-            enrolment = self._client.renew(begin_renewal(self._home, self._now()))
+            if renew_if_due(self._home, self._ask_renewal, self._now()):
+                self._note("certificates_renewed", until=str(self._home.enrolment().body.not_after))
         except EnrolmentPending as error:
             self._report("renewal", error)
-            return
-        finish_renewal(self._home, enrolment, self._now())
-        self._note("certificates_renewed", until=str(self._home.enrolment().body.not_after))
+
+    def _ask_renewal(self, request: Document[RenewalRequest]) -> Document[Enrolment]:
+        """Ask at the consortium's door; with certificates that have ended, at the one for those who have none."""
+        if self._now() < self._home.enrolment().body.not_after:
+            return self._client.renew(request)
+        home = self._home
+        with EnrolmentClient(home.settings.addresses.enrolment, home.consortium.authority) as client:
+            return client.renew(request)
+
+
+def open_work(
+    stack: ExitStack,
+    home: ParticipantHome,
+    *,
+    now: Callable[[], datetime],
+    report: Report,
+    note: Callable[..., None],
+) -> AgentWork:
+    """Open the ways to the coordinator and make the agent's work on them; `stack` closes all of it."""
+    tls, addresses = TlsSource(home.tls_files), home.settings.addresses
+
+    def channel(address: str, patience: Patience) -> CoordinatorChannel:
+        made = CoordinatorChannel(address, tls=tls, participant=home.name, patience=patience, clock=now)
+        stack.callback(made.close)
+        return made
+
+    consortium = channel(addresses.consortium, Patience(deadline_seconds=_CALL_SECONDS))
+    client = ConsortiumClient(home, consortium, now)
+    aggregator = channel(addresses.aggregator, Patience())
+    work = AgentWork(home, client, aggregator, now=now, report=report, note=note)
+    stack.callback(work.close)
+    return work

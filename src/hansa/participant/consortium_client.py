@@ -2,9 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from hansa.federation.proposals import Proposal, verify_proposal
 from hansa.federation.requests import RenewalRequest
 from hansa.federation.service_errors import CONSORTIUM_ERRORS
 from hansa.federation.starts import Command, Start, verify_command, verify_start
+from hansa.federation.versions import TIME
 from hansa.participant.coordinator_channel import CoordinatorChannel
 from hansa.participant.home import ParticipantHome
 from hansa.secure_agg.certificates import RevocationList, utc_now
@@ -63,6 +64,19 @@ class Offer:
     problem: Error | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorFacts:
+    """What a coordinator says of itself; a doctor shows it, and nothing is decided by it.
+
+    Attributes:
+        versions: Packages and protocol.
+        ahead_seconds: How far its clock is ahead of this one; None where it does not say.
+    """
+
+    versions: dict[str, str]
+    ahead_seconds: float | None
+
+
 class ConsortiumClient:
     """Calls the service `Consortium`.
 
@@ -83,8 +97,15 @@ class ConsortiumClient:
 
     def versions(self) -> dict[str, str]:
         """Return the versions that the coordinator says it runs."""
+        return self.facts().versions
+
+    def facts(self) -> CoordinatorFacts:
+        """Return what the coordinator says of itself."""
+        began = self._now()
         reply = self._call(lambda stub, seconds: stub.Versions(VersionsRequest(), timeout=seconds))
-        return {str(key)[:100]: str(value)[:100] for key, value in list(reply.versions.items())[:100]}
+        ended = self._now()
+        versions = {str(key)[:100]: str(value)[:100] for key, value in list(reply.versions.items())[:100]}
+        return CoordinatorFacts(versions=versions, ahead_seconds=_ahead(versions.pop(TIME, ""), began, ended))
 
     def revocations(self) -> RevocationList:
         """Fetch the latest revocation list and keep it.
@@ -100,11 +121,17 @@ class ConsortiumClient:
             raise DocumentRejected(f"the coordinator gives {len(reply.lists)} revocation lists, not one")
         return self._home.take_revocations(reply.lists[0], self._now())
 
-    def proposals(self) -> list[Offer]:
-        """Fetch the proposals that invite this participant; what is wrong with one keeps no other from being seen."""
+    def proposals(self, known: Container[bytes] = ()) -> list[Offer]:
+        """Fetch the proposals that invite this participant; what is wrong with one keeps no other from being seen.
+
+        Args:
+            known: Encoded documents that the participant has: they are left out, and not checked again.
+        """
         identity, revoked = self._home.identity().public, self._home.revocations()
         offers = []
         for part in self._stream("Proposals", ProposalsRequest()):
+            if part.encoded in known:
+                continue
             try:
                 document = read_document(part.encoded, Proposal)
                 verify_proposal(
@@ -225,6 +252,10 @@ class ConsortiumClient:
         except OSError as error:
             raise StoreNotWritable(f"{path.name} cannot be written: {error.strerror}") from error
 
+    def give_up(self) -> None:
+        """End every call, now and from now on; see `CoordinatorChannel.give_up`."""
+        self._channel.give_up()
+
     # -- inside ------------------------------------------------------------------------------------------
 
     def _fetch(self, stub: Any, body: Proposal, partial: Path, seconds: float) -> None:
@@ -278,6 +309,17 @@ class ConsortiumClient:
         return self._channel.call(
             lambda channel, seconds: step(make_stub(channel), seconds), kinds=CONSORTIUM_ERRORS
         )
+
+
+def _ahead(said: str, began: datetime, ended: datetime) -> float | None:
+    """Say how far a clock is ahead that showed a time between two moments; within them, and its second, it is right."""
+    try:
+        there = datetime.strptime(said, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    if there > ended:
+        return (there - ended).total_seconds()
+    return min((there + timedelta(seconds=1) - began).total_seconds(), 0.0)
 
 
 def _verify_model(path: Path, body: Proposal) -> None:

@@ -124,6 +124,8 @@ class CoordinatorChannel:
             self._close()
 
     def _ready_channel(self) -> Any:
+        if self._given_up.is_set():
+            raise CoordinatorUnreachable("no call is made any more, for this process is to end")
         with self._lock:
             material = self._tls.material()
             self._verify_own(material)

@@ -175,8 +175,10 @@ class ParticipantHome:
     def take_revocations(self, encoded: bytes, now: datetime) -> RevocationList:
         """Take a revocation list that came from anywhere, and keep it if it is a later one; raises as `RevocationList.update`."""
         known = self.revocations()
+        before = known.encoded
         known.update(encoded, now)
-        write_file(self.folder / "revocations.crl", known.encoded)
+        if known.encoded != before:  # an agent asks every few seconds
+            write_file(self.folder / "revocations.crl", known.encoded)
         return known
 
     def key_files(self) -> list[Path]:

@@ -1,13 +1,28 @@
 """A participant's way into an epoch, and back into it after a crash."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from hansa.errors import OutOfOrder
+from hansa.secure_agg.certificates import RevocationList
 from hansa.secure_agg.epoch import Epoch, EpochSetup, load_epoch
 from hansa.secure_agg.identity import Identity, RandomBytes, Roster
 from hansa.secure_agg.parameters import Terms
 from hansa.secure_agg.participant import RoundMachine
 from hansa.secure_agg.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Credentials:
+    """What a participant shows, and what it checks the others by, at the moment when it joins an epoch.
+
+    Attributes:
+        certificate: Own certificate (DER) of the roster's authority; empty where it has none.
+        revoked: The latest revocation list that it has seen, where the consortium uses one.
+    """
+
+    certificate: bytes = b""
+    revoked: RevocationList | None = None
 
 
 class Membership:
@@ -20,7 +35,7 @@ class Membership:
         terms: Own configuration.
         store: Durable storage of protocol state.
         random_bytes: Source of keys.
-        certificate: Own certificate (DER) of the roster's authority; empty where it has none.
+        credentials: Gives certificate and revocation list; asked at every join, for both change while a study runs.
 
     Raises:
         WrongSession: The store belongs to another session or to other terms.
@@ -28,6 +43,7 @@ class Membership:
     Guarantees:
         - On a store that holds an epoch, epoch and machine are those of before the restart.
         - The rounds of an epoch go on while the next one is set up.
+        - A member whose certificate was revoked before the join enters no epoch with this one, whatever the coordinator says.
     """
 
     def __init__(
@@ -39,16 +55,17 @@ class Membership:
         terms: Terms,
         store: Store,
         random_bytes: RandomBytes,
-        certificate: bytes = b"",
+        credentials: Callable[[], Credentials] = Credentials,
     ) -> None:
         self._participant, self._identity, self._roster, self._terms = participant, identity, roster, terms
-        self._store, self._random_bytes, self._certificate = store, random_bytes, certificate
+        self._store, self._random_bytes, self._credentials = store, random_bytes, credentials
         self._setup: EpochSetup | None = None
         self._epoch = load_epoch(store, participant, roster, terms)
         self._machine = None if self._epoch is None else self._machine_of(self._epoch)
 
     def join(self, epoch: int) -> bytes:
         """Step 0.1: return the signed Join of an epoch."""
+        shown = self._credentials()
         self._setup = EpochSetup(
             participant=self._participant,
             identity=self._identity,
@@ -57,7 +74,8 @@ class Membership:
             epoch=epoch,
             store=self._store,
             random_bytes=self._random_bytes,
-            certificate=self._certificate,
+            certificate=shown.certificate,
+            revoked=shown.revoked,
         )
         return self._setup.join()
 

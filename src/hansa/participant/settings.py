@@ -1,11 +1,11 @@
-"""participant.toml: who this participant is, what it pins of its consortium, and where the coordinator is."""
+"""participant.toml: who this participant is, what it pins of its consortium, where the coordinator is, what it shows."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from hansa.federation.fields import ParticipantName, Slug
+from hansa.federation.fields import Address, ParticipantName, Slug
 from hansa.federation.invitations import Addresses, Invitation
 from hansa.federation.settings_files import Settings, load_settings
 
@@ -21,6 +21,12 @@ class Pinned(Settings):
     )
 
 
+class Metrics(Settings):
+    """The agent's status page. Without this section there is none."""
+
+    listen: Address = Field(description="host:port on loopback, such as 127.0.0.1:9448")
+
+
 class ParticipantSettings(Settings):
     """The keys of participant.toml."""
 
@@ -30,6 +36,7 @@ class ParticipantSettings(Settings):
     name: ParticipantName = Field(description="name in the consortium")
     consortium: Pinned = Field(description="what is pinned of the consortium")
     addresses: Addresses = Field(description="where the coordinator's services are")
+    metrics: Metrics | None = Field(default=None, description="status page of the agent; default: none")
 
 
 def load_participant_settings(home: Path) -> ParticipantSettings:
@@ -50,5 +57,8 @@ def participant_toml(invitation: Invitation) -> str:
         "",
         "[addresses]  # where the coordinator's services are",
         *(f'{key} = "{value}"' for key, value in invitation.addresses.model_dump().items()),
+        "",
+        "# [metrics]  # health and metrics of the agent, on loopback only; without this section there are none",
+        '# listen = "127.0.0.1:9448"',
     ]
     return "\n".join(lines) + "\n"

@@ -8,25 +8,37 @@ Everything lies in files of the home that agent and commands both read: signed d
     studies/SESSION/start.json        as its author signed it
     studies/SESSION/approvals/NAME    the approvals that the start names
     studies/SESSION/command.json      the last command that was carried out
-    studies/SESSION/finished          all rounds are applied; the model is beside it
+    studies/SESSION/finished          all rounds are applied, or it was stopped; the model is beside it
+    studies/SESSION/lock              held by whoever writes an answer
 
 Documents are verified before they come here (`consortium_client.py`). A participant takes part in a study after its own approval
 and a start, and in nothing else.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from hansa.errors import AlreadyAnswered, DocumentMalformed, OutOfOrder, StudyUnknown, UsageError
+from hansa.errors import (
+    AlreadyAnswered,
+    DocumentMalformed,
+    DocumentRejected,
+    Error,
+    OutOfOrder,
+    StudyUnknown,
+    UsageError,
+)
 from hansa.federation.answers import Approval, Decider, Denial, approve, deny
-from hansa.federation.documents import Document, read_document
-from hansa.federation.files import make_folder, read_file, write_file
+from hansa.federation.documents import Document, read_document, reread_document
+from hansa.federation.fields import utc_text
+from hansa.federation.files import holding, make_folder, read_file, write_file
 from hansa.federation.proposals import Proposal
 from hansa.federation.starts import Command, Start
 from hansa.participant.policy import Policy
+from hansa.secure_agg.certificates import CLOCK_SKEW
 from hansa.secure_agg.identity import Identity
 
 State = Literal["undecided", "approved", "denied", "started", "paused", "stopped", "finished"]
@@ -43,7 +55,7 @@ class DeskStudy:
         data_set: Data set that serves it; empty before an approval.
         start: The start, if there is one.
         command: The last command.
-        is_finished: Whether all its rounds are applied.
+        is_finished: Whether all its rounds are applied, or it was stopped; the model of what was reached is kept.
     """
 
     proposal: Document[Proposal]
@@ -66,15 +78,15 @@ class DeskStudy:
     @property
     def state(self) -> State:
         """Where it stands here."""
+        action = "resume" if self.command is None else self.command.body.action
         if self.is_finished:
-            return "finished"
+            return "stopped" if action == "stop" else "finished"
         if self.answer is None:
             return "undecided"
         if isinstance(self.answer.body, Denial):
             return "denied"
         if self.start is None:
             return "approved"
-        action = "resume" if self.command is None else self.command.body.action
         if action == "resume":
             return "started"
         return "paused" if action == "pause" else "stopped"
@@ -100,8 +112,9 @@ class StudyDesk:
         now: Clock.
 
     Guarantees:
-        - An own answer stands: another one to the same proposal is refused.
-        - A start stands, and a command replaces only one with a smaller counter.
+        - An own answer stands: another one to the same proposal is refused, whichever process gives it.
+        - No answer is given when the time for answers is over.
+        - A start stands, and a command replaces only one with a smaller counter; a stop is replaced by none.
     """
 
     def __init__(self, folder: Path, *, participant: str, now: Callable[[], datetime]) -> None:
@@ -111,9 +124,20 @@ class StudyDesk:
         """Where the files of a study are; also those of its node."""
         return self._folder / study.session
 
-    def all(self) -> list[DeskStudy]:
-        """Return all studies, in the order in which they were proposed."""
-        found = [self._read(path) for path in self._folder.glob("*/proposal.json")]
+    def all(self, report: Callable[[Error], None] | None = None) -> list[DeskStudy]:
+        """Return all studies, in the order in which they were proposed.
+
+        Args:
+            report: Receives what is wrong with a study whose files cannot be read, which is then left out; raised if not given.
+        """
+        found = []
+        for path in self._folder.glob("*/proposal.json"):
+            try:
+                found.append(self._read(path))
+            except Error as error:
+                if report is None:
+                    raise
+                report(type(error)(f"study {path.parent.name[:8]}: {error.message}", hint=error.hint))
         return sorted(found, key=lambda study: (study.proposal.body.created, study.session))
 
     def find(self, name: str) -> DeskStudy:
@@ -161,16 +185,19 @@ class StudyDesk:
 
         Raises:
             AlreadyAnswered: It was denied before, or approved for another data set.
+            DocumentRejected: The time for answers is over.
         """
-        if study.answer is not None:
-            if isinstance(study.answer.body, Approval) and study.data_set == data_set:
-                return read_document(study.answer.encode(), Approval)
-            raise AlreadyAnswered(f"{study.name!r} was denied before, or approved for another data set")
-        write_file(self.folder_of(study) / "data-set", data_set.encode())
-        body = approve(study.proposal, self._participant, by=by, at=self._now())
-        document = Document.sign(body, identity.sign)
-        write_file(self.folder_of(study) / "answer.json", document.encode() + b"\n")
-        return document
+        with self._answering(study) as present:
+            if present.answer is not None:
+                if isinstance(present.answer.body, Approval) and present.data_set == data_set:
+                    return read_document(present.answer.encode(), Approval)
+                raise AlreadyAnswered(f"{study.name!r} was denied before, or approved for another data set")
+            self._verify_in_time(study)
+            write_file(self.folder_of(study) / "data-set", data_set.encode())
+            body = approve(study.proposal, self._participant, by=by, at=self._now())
+            document = Document.sign(body, identity.sign)
+            write_file(self.folder_of(study) / "answer.json", document.encode() + b"\n")
+            return document
 
     def deny(
         self, study: DeskStudy, *, by: Decider, identity: Identity, reason: str = ""
@@ -179,15 +206,22 @@ class StudyDesk:
 
         Raises:
             AlreadyAnswered: It was approved before.
+            DocumentRejected: The time for answers is over.
         """
-        if study.answer is not None:
-            if isinstance(study.answer.body, Denial):
-                return read_document(study.answer.encode(), Denial)
-            raise AlreadyAnswered(f"{study.name!r} was approved before")
-        body = deny(study.proposal, self._participant, by=by, at=self._now(), reason=reason)
-        document = Document.sign(body, identity.sign)
-        write_file(self.folder_of(study) / "answer.json", document.encode() + b"\n")
-        return document
+        with self._answering(study) as present:
+            if present.answer is not None:
+                if isinstance(present.answer.body, Denial):
+                    return read_document(present.answer.encode(), Denial)
+                raise AlreadyAnswered(f"{study.name!r} was approved before")
+            self._verify_in_time(study)
+            body = deny(study.proposal, self._participant, by=by, at=self._now(), reason=reason)
+            document = Document.sign(body, identity.sign)
+            write_file(self.folder_of(study) / "answer.json", document.encode() + b"\n")
+            return document
+
+    def is_in_time(self, study: DeskStudy) -> bool:
+        """Whether an answer to a study may still be given."""
+        return self._now() <= study.proposal.body.expires + CLOCK_SKEW
 
     def begin(
         self, study: DeskStudy, start: Document[Start], approvals: Sequence[Document[Approval]]
@@ -211,35 +245,50 @@ class StudyDesk:
     def command(self, study: DeskStudy, document: Document[Command]) -> DeskStudy:
         """Keep a command that is carried out from now on."""
         last = 0 if study.command is None else study.command.body.counter
-        if document.body.counter <= last:
+        if document.body.counter <= last or study.state == "stopped":
             return study
         write_file(self.folder_of(study) / "command.json", document.encode() + b"\n")
         return replace(study, command=document)
 
     def finish(self, study: DeskStudy) -> None:
-        """Note that all rounds of a study are applied, and its model is kept."""
+        """Note that a study is over here, and the model of the rounds that are applied is kept."""
         write_file(self.folder_of(study) / "finished", b"")
 
     # -- inside ------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _answering(self, study: DeskStudy) -> Iterator[DeskStudy]:
+        """Keep other processes from answering, agent or command, and give the study as it is now."""
+        place = self.folder_of(study)
+        with holding(place / "lock"):
+            yield self._read(place / "proposal.json")
+
+    def _verify_in_time(self, study: DeskStudy) -> None:
+        if not self.is_in_time(study):
+            ended = utc_text(study.proposal.body.expires)
+            raise DocumentRejected(
+                f"the time for answers to {study.name!r} was over at {ended}",
+                hint="ask the author for a new proposal",
+            )
+
     def _read(self, path: Path) -> DeskStudy:
         place = path.parent
-        proposal = read_document(read_file(path, Proposal.BYTES_MOST), Proposal)
+        proposal = reread_document(read_file(path, Proposal.BYTES_MOST), Proposal)
         study = DeskStudy(proposal=proposal, is_finished=(place / "finished").exists())
         if (place / "answer.json").exists():
             study = replace(study, answer=_answer(read_file(place / "answer.json")))
             if study.state != "denied":
                 study = replace(study, data_set=read_file(place / "data-set").decode())
         if (place / "start.json").exists():
-            start = read_document(read_file(place / "start.json", Start.BYTES_MOST), Start)
+            start = reread_document(read_file(place / "start.json", Start.BYTES_MOST), Start)
             study = replace(study, start=start)
         if (place / "command.json").exists():
-            study = replace(study, command=read_document(read_file(place / "command.json"), Command))
+            study = replace(study, command=reread_document(read_file(place / "command.json"), Command))
         return study
 
 
 def _answer(raw: bytes) -> Document[Approval] | Document[Denial]:
     try:
-        return read_document(raw, Approval)
+        return reread_document(raw, Approval)
     except DocumentMalformed:
-        return read_document(raw, Denial)
+        return reread_document(raw, Denial)

@@ -58,6 +58,10 @@ class LedgerHeads:
         if size == earlier and now != before:
             raise LedgerRewound(f"the ledger of {header.sender!r} has {size} entries, and had others before")
 
+    def latest(self) -> dict[str, bytes]:
+        """Give the longest head of each member, to go on from."""
+        return dict(self._latest)
+
     def take(self, header: UploadHeader) -> None:
         """Keep the head of an upload that was accepted."""
         before = self._latest.get(header.sender, NO_LEDGER)
