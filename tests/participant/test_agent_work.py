@@ -49,10 +49,13 @@ class Client:
         if what in self.failures:
             raise self.failures[what]
 
+    def give_up(self):
+        self.away = True
+
     def revocations(self):
         self._may_fail("revocations")
 
-    def proposals(self):
+    def proposals(self, known=()):
         self._may_fail("proposals")
         return [Offer(proposal=self._study().proposal)]
 
@@ -191,7 +194,10 @@ def test_without_its_base_a_seat_waits_for_the_coordinator(member):
     member.work.resume()
     assert not member.work.seats
     del member.client.failures["fetch_model"]
-    member.work.look()
+    end = time.monotonic() + 30
+    while not member.work.seats and time.monotonic() < end:
+        member.work.look()
+        time.sleep(0.2)
     assert list(member.work.seats) == [member.site.session]
 
 
