@@ -39,11 +39,13 @@ demo: $(STAMP)  ## fifteen banks fine-tune one model together (about two minutes
 cluster: $(STAMP)  ## a coordinator and five agents as processes, TLS on, run the bank example (about two minutes)
 	$(BIN)/hansa demo cluster
 
-bench: $(STAMP)  ## utility (15 banks, epsilon 8, three seeds), then secure aggregation, experts, private step (quick)
+bench: $(STAMP)  ## utility (15 banks, epsilon 8, three seeds), then secure aggregation, experts, private step, privacy (quick)
 	$(BIN)/python benchmarks/bank_utility.py
+	$(BIN)/python benchmarks/utility.py --quick
 	$(BIN)/python benchmarks/secure_agg.py --quick
 	$(BIN)/python benchmarks/moe.py --quick
 	$(BIN)/python benchmarks/dp_step.py --quick
+	$(BIN)/python benchmarks/privacy.py --quick
 
 bench-gpu: $(STAMP)  ## every Triton kernel against its reference and its bound, on a CUDA GPU
 	$(BIN)/python benchmarks/gpu.py

@@ -1,6 +1,10 @@
-"""Fixtures of the tiny consortium, of text models, of a fleet and of a network; their parts stand in files beside this one."""
+"""Fixtures of the tiny consortium, of text models, of a fleet, of a network and of an auditor's folder.
+
+Their parts stand in files beside this one.
+"""
 
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -219,3 +223,74 @@ def doctor_site(tmp_path: Path) -> Iterator[Any]:
     found = _plain_module("doctor_site").DoctorSite(tmp_path)
     yield found
     found.close()
+
+
+@pytest.fixture(scope="session")
+def audits() -> ModuleType:
+    """The parts of an auditor's folder."""
+    return _plain_module("audit_folder")
+
+
+@pytest.fixture
+def institution(audits: ModuleType, tmp_path: Path) -> "Callable[..., Any]":
+    """Make an institution that is written by hand."""
+
+    def make(name: str = "bank-1", seed: int = 1, **values: Any) -> Any:
+        return audits.Institution(folder=tmp_path / "audit", name=name, seed=seed, **values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sound_folder(audits: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ledgers and statements of four institutions, not to be changed."""
+    place = tmp_path_factory.mktemp("audit") / "audit"
+    audits.make_folder(place)
+    return place
+
+
+@pytest.fixture
+def audit_place(sound_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the sound folder, to be tampered with."""
+    place = tmp_path / "copy"
+    shutil.copytree(sound_folder, place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def cluster_parts() -> ModuleType:
+    """Processes of a whole consortium, proxies before its doors, and what they write down."""
+    return _plain_module("cluster_parts")
+
+
+@pytest.fixture(scope="session")
+def base_file(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Any, tiny_encoder: Any, tiny_study: Any
+) -> Path:
+    from hansa.models.base_files import save_base
+
+    path = tmp_path_factory.mktemp("base") / "base.safetensors"
+    save_base(tiny_base, tiny_encoder, tiny_study, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def make_consortium(
+    cluster_parts: ModuleType, tiny: ModuleType, base_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Any]]:
+    """Make a consortium for a study of so many rounds; its processes end with the module."""
+    made: list[Any] = []
+
+    def make(rounds: int = 3, **changes: Any) -> Any:
+        text = tiny.TINY_STUDY.replace("rounds = 2", f"rounds = {rounds}")
+        text = text.replace("participants = 4", f"participants = {len(changes.get('names', tiny.NAMES))}")
+        made.append(
+            cluster_parts.Consortium(
+                tmp_path_factory.mktemp("consortium"), base=base_file, table=tiny.Table, study=text, **changes
+            )
+        )
+        return made[-1]
+
+    yield make
+    for consortium in made:
+        consortium.close()

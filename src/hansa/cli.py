@@ -21,6 +21,7 @@ import click
 import typer
 
 from hansa import (
+    cli_asking,
     cli_audit,
     cli_budget,
     cli_consortium,
@@ -30,6 +31,7 @@ from hansa import (
     cli_model,
     cli_participant,
     cli_policy,
+    cli_recipe,
     cli_studies,
 )
 from hansa.cli_asking import printable
@@ -67,6 +69,7 @@ study_app = typer.Typer(
 app.add_typer(demo_app, name="demo")
 study_app.add_typer(cli_studies.app)
 study_app.add_typer(cli_decisions.decisions)
+study_app.command("recipe", epilog=cli_asking.EPILOG)(cli_recipe.recipe)
 app.add_typer(study_app, name="study")
 app.add_typer(cli_model.app, name="model")
 cli_audit.app.command("empirical", epilog=cli_empirical.EPILOG)(cli_empirical.empirical)
@@ -124,7 +127,8 @@ def demo_bank(
 ) -> None:
     """Let banks fine-tune one model on the UCI credit-default data, every layer of protection on."""
     from hansa.demo.display import make_display
-    from hansa.demo.report import prepare_directory, report_json, write_report
+    from hansa.demo.report import report_json, write_report
+    from hansa.reports.files import prepare_directory
 
     started = time.monotonic()
     if seed < 0:

@@ -1,6 +1,8 @@
 """Commands of `hansa participant` for a running member: the node agent and what it says. Nothing heavy is imported before."""
 
 import json
+import logging
+import os
 import signal
 import threading
 from pathlib import Path
@@ -39,6 +41,9 @@ def participant_run(home: Home = None) -> None:
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGHUP, lambda _signal, _frame: agent.reload())
     agent.serve(stop)
+    if agent.is_abandoned:  # a thread that computes would keep, or crash, an orderly end
+        logging.shutdown()
+        os._exit(0)
 
 
 @app.command("status", epilog=EPILOG)

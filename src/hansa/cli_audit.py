@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hansa.errors import LedgerFileMissing, ProofInvalid, UsageError
+from hansa.cli_keys import keys_of
+from hansa.cli_report import REPORT_EPILOG, STATEMENT_EPILOG, audit_report, audit_statement
+from hansa.errors import AuditError, LedgerFileMissing, ProofInvalid, UsageError
 
 if TYPE_CHECKING:
     from hansa.privacy.audit import Finding, LedgerAudit
     from hansa.privacy.ledger_head import TreeHead
     from hansa.privacy.ledger_history import Reservation
+    from hansa.privacy.statement_audit import StatementFinding
 
 EPILOG = "Exit status: 0 verified, 1 not verified, 2 usage, 66 missing input, 130 interrupted."
 _FILE_BYTES_MOST = 1 << 20
@@ -35,6 +38,9 @@ def _option(text: str, *names: str) -> Any:
 
 Json = Annotated[bool, _option("Print one JSON object on stdout and nothing else.", "--json")]
 LedgerFile = Annotated[Path, typer.Argument(help="A ledger-*.jsonl file.")]
+
+app.command("report", epilog=REPORT_EPILOG)(audit_report)
+app.command("statement", epilog=STATEMENT_EPILOG)(audit_statement)
 
 
 @app.command("verify", epilog=EPILOG)
@@ -57,13 +63,18 @@ def verify(
     ] = False,
     json_only: Json = False,
 ) -> None:
-    """Check signatures, chain, order and history of ledgers, recompute epsilon, and check it against its limit."""
+    """Check signatures, chain, order and history of ledgers, recompute epsilon, and check it against its limit.
+
+    Statements beside the ledgers are held against them and against each other.
+    """
     if place is None and not proof:
         raise UsageError("give a folder with ledgers, or --proof")
     from hansa.privacy.audit import audit_folder
+    from hansa.privacy.contradictions import contradictions
     from hansa.privacy.ledger_head import verify_proof
+    from hansa.privacy.statement_audit import audit_statements
 
-    keys = _keys(key or [])
+    keys = keys_of(key or [])
     proofs = [(file, verify_proof(_json_file(file))) for file in proof or []]
     heads = [_head(_json_file(file)) for file in head or []] + [found for _, found in proofs]
     for found in heads:
@@ -72,12 +83,20 @@ def verify(
                 f"a tree head of {found.participant!r} is signed by another key than was given"
             )
     findings = [] if place is None else audit_folder(place, keys=keys, heads=heads, every_signature=not quick)
-    errors = [finding.error for finding in findings if finding.error is not None]
+    statements = [] if place is None else audit_statements(place, findings, keys=keys)
+    between = contradictions(findings, statements)
+    errors: list[AuditError] = [one.error for one in findings if one.error is not None]
+    errors += [one.error for one in statements if one.error is not None]
+    errors += between
     if json_only:
-        typer.echo(json.dumps(_verification(findings, proofs), sort_keys=True))
+        typer.echo(json.dumps(_verification(findings, statements, between, proofs), sort_keys=True))
     else:
         for finding in findings:
             typer.echo(_finding_words(finding))
+        for one in statements:
+            typer.echo(_statement_words(one))
+        for error in between:
+            typer.echo(f"NOT       {error.message}")
         for file, found in proofs:
             typer.echo(
                 f"proof     {file.name}: holds, {found.participant}, key {found.public_key.hex()[:16]}..."
@@ -159,10 +178,16 @@ def show(ledger: LedgerFile, json_only: Json = False) -> None:
         typer.echo(f"note  {note}")
 
 
-def _verification(findings: Sequence["Finding"], proofs: Sequence[tuple[Path, "TreeHead"]]) -> dict[str, Any]:
+def _verification(
+    findings: Sequence["Finding"],
+    statements: Sequence["StatementFinding"],
+    between: Sequence[AuditError],
+    proofs: Sequence[tuple[Path, "TreeHead"]],
+) -> dict[str, Any]:
+    is_sound = all(one.error is None for one in findings) and all(one.error is None for one in statements)
     return {
         "schema": "hansa/audit-verify/v1",
-        "verified": all(finding.error is None for finding in findings),
+        "verified": is_sound and not between,
         "ledgers": [
             {"file": str(finding.path), "verified": True, **_ledger_json(finding.audit)}
             if finding.audit is not None
@@ -174,6 +199,17 @@ def _verification(findings: Sequence["Finding"], proofs: Sequence[tuple[Path, "T
             }
             for finding in findings
         ],
+        "statements": [
+            {
+                "file": str(one.path),
+                "participant": one.statement.participant if one.statement else None,
+                "verified": one.error is None,
+                "code": one.error.code if one.error else None,
+                "problem": one.error.message if one.error else None,
+            }
+            for one in statements
+        ],
+        "contradictions": [{"code": error.code, "problem": error.message} for error in between],
         "proofs": [
             {"file": str(file), "participant": head.participant, "public_key": head.public_key.hex()}
             for file, head in proofs
@@ -242,6 +278,16 @@ def _finding_words(finding: "Finding") -> str:
     return "\n".join(words + [f"note      {note}" for note in audit.notes])
 
 
+def _statement_words(one: "StatementFinding") -> str:
+    if one.error is not None or one.statement is None:
+        return f"NOT       {one.path}: {one.error.message if one.error else ''}"
+    statement = one.statement
+    return (
+        f"verified  {one.path}: {statement.participant} states {len(statement.studies)} studies of data set"
+        f" {statement.data_set!r}, signed after {statement.ledger.size} entries"
+    )
+
+
 def _epsilon_words(audit: "LedgerAudit") -> str:
     limit = audit.reservations[-1].epsilon_limit if audit.reservations else None
     bound = "without a limit" if limit is None else f"of {limit:g}"
@@ -250,21 +296,6 @@ def _epsilon_words(audit: "LedgerAudit") -> str:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None  # JSON has no infinity
-
-
-def _keys(texts: Sequence[str]) -> dict[str, bytes]:
-    """Read PARTICIPANT=HEX."""
-    found = {}
-    for text in texts:
-        name, _, digits = text.partition("=")
-        try:
-            value = bytes.fromhex(digits)
-        except ValueError:
-            value = b""
-        if not name or len(value) != 32 or name in found:
-            raise UsageError(f"--key is {text[:80]!r}, not PARTICIPANT= and 64 hexadecimal digits, once each")
-        found[name] = value
-    return found
 
 
 def _head(found: dict[str, Any]) -> "TreeHead":

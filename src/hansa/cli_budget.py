@@ -55,10 +55,10 @@ def budget_forecast(
 
     study = load_study(file)
     from hansa.privacy.forecast import forecast
-    from hansa.privacy.spent import reservations_in
+    from hansa.privacy.spent import SpentSoFar, read_spent
 
-    reservations = () if spent is None else reservations_in(spent)
-    found = forecast(study, rounds=rounds, reservations=reservations, limit=limit)
+    so_far = SpentSoFar(reservations=(), delta=None) if spent is None else read_spent(spent)
+    found = forecast(study, rounds=rounds, reservations=so_far.reservations, delta=so_far.delta, limit=limit)
     if json_only:
         typer.echo(json.dumps(as_json(study, found), sort_keys=True, allow_nan=False))
         return

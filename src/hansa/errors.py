@@ -53,7 +53,8 @@ Error
 │   │   └── ParticipantRefused
 │   └── UpdateShapeMismatch, UpdateNotFinite, UpdateOutOfRange
 ├── AuditError                    exit 1    an audit found something that does not hold
-│   └── LedgerNotVerified, HistoryForked, ProofInvalid, LedgerFileMissing (exit 66)
+│   ├── LedgerNotVerified, HistoryForked, ProofInvalid, LedgerFileMissing (exit 66)
+│   └── StatementInvalid, StatementMismatch, RecordsContradict, StatementIncomplete (exit 66)
 ├── ReportValueInvalid            exit 1    a result holds a value that no report may show
 ├── OutputNotWritable             exit 73   a report cannot be written where it was asked for
 ├── StateError                    exit 1    what a party must remember is damaged, in use or not writable
@@ -1260,6 +1261,35 @@ class LedgerFileMissing(AuditError):
     code = "ledger_file_missing"
     exit_status = 66
     default_hint = "give a folder with ledger-*.jsonl files, or such a file"
+
+
+class StatementInvalid(AuditError):
+    """A participant's statement is not in its only form, or is not signed by the key that it names."""
+
+    code = "statement_invalid"
+    default_hint = "do not rely on this statement; ask the participant to make it again"
+
+
+class StatementMismatch(AuditError):
+    """A statement and the ledger beside it do not say the same."""
+
+    code = "statement_mismatch"
+    default_hint = "ask the participant for the ledger that goes with this statement, and for an account"
+
+
+class RecordsContradict(AuditError):
+    """Two participants' signed records cannot both be true."""
+
+    code = "records_contradict"
+    default_hint = "keep all files; one of the participants named has stated something false or lost an entry"
+
+
+class StatementIncomplete(AuditError):
+    """A statement cannot be made: the ledger names a study that nobody described."""
+
+    code = "statement_incomplete"
+    exit_status = 66
+    default_hint = "give the study.toml of every study in the ledger with --study"
 
 
 # -- output ----------------------------------------------------------------------------------------------

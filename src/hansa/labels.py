@@ -46,6 +46,7 @@ DATA_RECORD = b"hansa/v1/participant/data-record/"  # followed by the kind of un
 RECIPE = b"hansa/v1/models/recipe"
 RECIPE_DRAW = b"hansa/v1/models/recipe-draw/"  # followed by the purpose and the seed
 LEDGER_ENTRY = b"hansa/v1/privacy/ledger-entry"
+CODE = b"hansa/v1/privacy/code"
 STORE_KEY = b"hansa/v1/participant/store-key"
 STORE_SLOT_KEY = b"hansa/v1/participant/store-slot-key"
 STORE_RECORD = b"hansa/v1/participant/store-record"

@@ -151,7 +151,7 @@ class Seats:
         node = self._nodes[name]
         return {
             "digest": node.state.digest(self._study.id),
-            "values": node.state.values.astype("<f8").tobytes(),
+            "values": node.result().astype("<f8").tobytes(),
             "epsilon": node.budget.epsilon(),
             "noise_multiplier": node.noise_multiplier,
             "seconds": dict(node.step_seconds()),

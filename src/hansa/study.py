@@ -173,6 +173,12 @@ class TrainingSettings(_Settings):
         default="constant", description="over the rounds: constant, or linear down to a tenth"
     )
     server_optimizer: ServerOptimizerSettings = Field(description="how the mean update is applied")
+    result_share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="of the way from the base to the last state, what the result keeps",
+    )
 
 
 class CompressionSettings(_Settings):
@@ -281,6 +287,8 @@ class Study(_Settings):
         for section, key in later:
             if not agreement[section][key]:
                 del agreement[section][key]  # studies from before this key keep their ids
+        if agreement["training"]["result_share"] == 1:
+            del agreement["training"]["result_share"]  # the same
         for key in ("noise_contributors", "colluders"):
             if agreement["privacy"][key] is None:  # the same; a number is always part of the agreement, 0 too
                 del agreement["privacy"][key]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from hansa.demo import plots
 from hansa.demo.result import Scores, Seconds
+from hansa.reports import figures
 
 DRAWERS = [plots.auc_by_round, plots.epsilon_by_round, plots.traffic, plots.time_by_step]
 
@@ -80,7 +81,7 @@ def test_no_steps_give_an_empty_figure(make_result):
 
 @given(st.lists(st.floats(min_value=0, max_value=1), min_size=1, max_size=8))
 def test_names_of_close_lines_are_moved_apart_and_keep_their_order(values):
-    placed = plots._spread(values, 0.1, 0.0, 1.0)
+    placed = figures.spread(values, 0.1, 0.0, 1.0)
     order = sorted(range(len(values)), key=lambda place: values[place])
     for lower, upper in itertools.pairwise(order):
         assert placed[upper] - placed[lower] >= 0.1 - 1e-9

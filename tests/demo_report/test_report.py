@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from hansa.demo.report import prepare_directory, report_html, report_json, write_report
+from hansa.demo.report import report_html, report_json, write_report
 from hansa.demo.result import Scores
 from hansa.errors import OutputNotWritable
+from hansa.reports.files import prepare_directory
 
 VOID = {"meta", "br", "link", "img", "hr", "input", "use", "path", "rect", "line"}
 NASTY = "<script>alert('é & \"x\"')</script>"

@@ -31,7 +31,7 @@ NEEDED = {
     "upgrade",
 }
 # Commands that documents may name before they exist. Whoever adds one of them takes it off this list.
-PENDING = {"coordinator doctor", "participant doctor"}
+PENDING: set[str] = set()
 
 
 def by_name(path):

@@ -153,6 +153,7 @@ def test_id_is_the_hash_of_label_and_canonical_json() -> None:
     assert agreement["privacy"].pop("records_per_person") is None
     assert agreement["privacy"].pop("noise_contributors") is None
     assert agreement["privacy"].pop("colluders") is None
+    assert agreement["training"].pop("result_share") == 1.0
     canonical = rfc8785.dumps(agreement)
     assert b'"schema":"hansa/study/v1"' in canonical
     assert b'"delta":0.00001' in canonical
@@ -164,6 +165,16 @@ def test_a_limit_of_rounds_an_epoch_is_part_of_the_id() -> None:
     assert parse_study(limited).aggregation.rounds_per_epoch == 5
     assert parse_study(limited).id != parse_study(MINIMAL).id
     assert parse_study(limited.replace("= 5", "= 0")).id == parse_study(MINIMAL).id
+
+
+def test_a_result_of_less_than_the_whole_way_is_part_of_the_id() -> None:
+    shared = MINIMAL.replace("[training]", "[training]\nresult_share = 0.75")
+    assert parse_study(shared).training.result_share == 0.75
+    assert parse_study(shared).id != parse_study(MINIMAL).id
+    assert parse_study(shared.replace("0.75", "1.0")).id == parse_study(MINIMAL).id
+    for wrong in ("0.0", "1.01"):
+        with pytest.raises(errors.InvalidValue):
+            parse_study(shared.replace("0.75", wrong))
 
 
 BY_PERSON = MINIMAL.replace("[data]", '[data]\nperson = "customer"').replace(

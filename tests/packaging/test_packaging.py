@@ -58,7 +58,7 @@ def test_every_room_has_its_link_and_there_are_no_other_links():
     links = {path.name for path in ROOT.iterdir() if path.is_symlink()}
     assert links == set(ROOMS)
     packages = {path.parent.name for path in (ROOT / "src" / "hansa").glob("*/__init__.py")}
-    assert packages == {*ROOMS, "demo"}
+    assert packages == {*ROOMS, "demo", "reports"}
     assert not [path for path in (ROOT / "src").rglob("*") if path.is_symlink()]
 
 
@@ -69,8 +69,8 @@ def test_the_wheel_holds_hansa_and_its_metadata_and_nothing_else(wheel):
     assert wheel.name == f"hansa-{PROJECT['version']}-py3-none-any.whl"
     sources = ROOT / "src"
     expected = {str(path.relative_to(sources)) for path in (sources / "hansa").rglob("*.py")}
-    expected |= {"hansa/py.typed", "hansa/demo/report.html.j2"}
-    for suffix in ("proto", "pyi"):
+    expected |= {"hansa/py.typed"}
+    for suffix in ("proto", "pyi", "j2", "typ"):
         expected |= {str(path.relative_to(sources)) for path in (sources / "hansa").rglob(f"*.{suffix}")}
     assert {name for name in names if name.startswith("hansa/")} == expected
     assert f"{metadata}/licenses/LICENSE" in names

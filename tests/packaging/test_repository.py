@@ -92,7 +92,8 @@ def test_every_dependency_is_pinned_to_a_version_that_pyproject_allows(requireme
 
 def test_what_the_package_imports_is_named_in_pyproject():
     """A dependency of a dependency is nobody's promise."""
-    named = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    lines = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["report"]]
+    named = {canonicalize_name(Requirement(line).name) for line in lines}
     own_name = {"google": "protobuf", "grpc": "grpcio", "grpc_health": "grpcio-health-checking"}
     imported = set()
     for path in (ROOT / "src" / "hansa").rglob("*.py"):

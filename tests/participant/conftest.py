@@ -1,11 +1,14 @@
-"""A study small enough to train in milliseconds, with any value changed."""
+"""A study small enough to train in milliseconds, with any value changed; a seat in a study that was started."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from hansa.participant.seat import Seat
+from hansa.participant.study_desk import StudyDesk
+from hansa.secure_agg.certificates import utc_now
 from hansa.study import Study
 
 
@@ -52,3 +55,16 @@ def study_with() -> Callable[..., Study]:
         return Study.model_validate(agreement)
 
     return make
+
+
+@pytest.fixture
+def seat(small: Any) -> Iterator[Seat]:
+    """The seat of bank-1, which no coordinator can reach."""
+    small.start()
+    home = small.members["bank-1"]
+    desk = StudyDesk(home.folder, participant=home.name, now=utc_now)
+    (study,) = desk.all()
+    channel: Any = None
+    made = Seat(home, study, folder=desk.folder_of(study), base=small.base, channel=channel, report=[].append)
+    yield made
+    made.close()

@@ -1,6 +1,7 @@
 """A participant whose noise is a share of the sum's: exact sums, too small a roster, dropouts, crashes, other keys."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -251,6 +252,17 @@ def test_an_owner_that_did_not_ask_for_it_takes_no_part(shared_houses, tiny, lea
         house.run()
     assert words in house.errors["bank-1"][0].message
     assert not house.ledgers["bank-1"].exists()
+
+
+def test_a_study_that_counts_every_members_noise_is_refused_unless_the_owner_says_so(shared_text):
+    # Each member knows its own share: with none left uncounted epsilon does not hold towards the others.
+    study = parse_study(shared_text.replace("colluders = 1", "colluders = 0"))
+    policy = Policy(studies=frozenset({study.id}), epsilon_limit=8.0, noise_contributors_least=3)
+    with pytest.raises(
+        errors.TooLittleNoise, match="0 colluders uncounted, below this participant's least, 1"
+    ):
+        policy.verify_study(study)
+    replace(policy, colluders_least=0).verify_study(study)
 
 
 def test_an_owner_can_require_that_its_own_noise_suffices(shared_houses, tiny_study):

@@ -24,7 +24,7 @@ from hansa.participant.examination import Examination
 from hansa.participant.registered_data import register_named_data
 from hansa.participant.store import SealedStore, open_or_make_key
 from hansa.privacy.accounting import Mechanism
-from hansa.privacy.spent import Reservation
+from hansa.privacy.spent import Reservation, SpentSoFar
 from hansa.secure_agg.certificates import utc_now
 
 pytestmark = pytest.mark.enable_socket
@@ -253,8 +253,9 @@ def test_a_policy_that_is_wrong_or_open_is_told(doctor_site, member, study_with,
 
 
 def spend(epsilon_steps):
-    """Reservations of another study that cost a lot."""
-    return (Reservation(study="other", round=1, mechanism=Mechanism(0.8, 0.5, epsilon_steps)),)
+    """Reservations of another study that cost a lot, in a ledger that states epsilon at a smaller delta than the policy's."""
+    one = Reservation(study="other", round=1, mechanism=Mechanism(0.8, 0.5, epsilon_steps))
+    return SpentSoFar(reservations=(one,), delta=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -272,13 +273,14 @@ def test_a_budget_that_does_not_last_is_told(
     data = read_data(entry, member.folder, study)
     identity = register_named_data(member.folder, "cards", units=data.units, marks=data.marks, time=0.0)
     doctor_data.ledger_path(member.folder, identity).touch()
-    monkeypatch.setattr(doctor_data, "reservations_in", lambda _: spend(steps) if steps else ())
+    unspent = SpentSoFar(reservations=(), delta=None)
+    monkeypatch.setattr(doctor_data, "read_spent", lambda _: spend(steps) if steps else unspent)
     worst = list(doctor_data.look_at_budgets(Examination(member.folder)))[-1]
     assert worst.level == level
     if level != "ok":
         assert (worst.code, worst.mend) == ("budget_exhausted", edits(file))
     if limit == "1.0":
-        assert worst.cause.endswith("nothing is left")
+        assert worst.cause.endswith("is spent at delta 1e-06: nothing is left")
 
 
 def test_a_damaged_ledger_is_told(doctor_site, member, study_with):

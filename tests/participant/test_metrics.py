@@ -13,10 +13,7 @@ from hansa.errors import InvalidValue, UnknownKey
 from hansa.participant.agent import Agent
 from hansa.participant.home import ParticipantHome
 from hansa.participant.metrics import NAMES, EpsilonStanding, ParticipantMetrics
-from hansa.participant.seat import Seat
-from hansa.participant.study_desk import StudyDesk
 from hansa.privacy.budget import Spending
-from hansa.secure_agg.certificates import utc_now
 
 LABELS = {"version", "study", "scope"}
 
@@ -57,20 +54,6 @@ def test_values_are_those_that_were_set():
 
 
 # -- epsilon, as a seat tells it -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def seat(small):
-    small.start()
-    home = small.members["bank-1"]
-    desk = StudyDesk(home.folder, participant=home.name, now=utc_now)
-    (study,) = desk.all()
-    errors = []
-    made = Seat(
-        home, study, folder=desk.folder_of(study), base=small.base, channel=None, report=errors.append
-    )
-    yield made
-    made.close()
 
 
 @pytest.mark.enable_socket

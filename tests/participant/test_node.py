@@ -246,3 +246,21 @@ def test_step_times_are_kept_for_every_step(house):
         "apply",
     } <= set(seconds)
     assert all(value >= 0 for value in seconds.values())
+
+
+def test_every_member_leaves_the_same_share_of_the_way_from_the_base_and_the_state_stays(
+    houses, tiny_study, tiny_bases
+):
+    training = tiny_study.training.model_copy(update={"result_share": 0.25})
+    study = tiny_study.model_copy(update={"training": training})
+    base = tiny_bases(study)
+    house = houses(study, base)
+    house.run()
+    start = base.layout.gather(base.model())
+    results = {node.result().tobytes() for node in house.nodes.values()}
+    assert len(results) == len(house.digests()) == 1
+    node = house.nodes["bank-1"]
+    assert not np.array_equal(node.state.values, start)
+    np.testing.assert_array_equal(node.result(), start + 0.25 * (node.state.values - start))
+    again = house.restart("bank-1")  # the base is read anew, the state comes from the store
+    assert again.result().tobytes() == results.pop()

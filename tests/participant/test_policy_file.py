@@ -25,6 +25,7 @@ delta_limit = 1e-6
 smallest_cohort = 5
 most_rounds = 70
 noise_contributors_least = 11
+colluders_least = 2
 required_layers = ["signatures", "in_slot_tag"]
 [epsilon]
 for_ever = 8
@@ -45,6 +46,7 @@ def test_every_key_reaches_its_rule() -> None:
         smallest_cohort=5,
         most_rounds=70,
         noise_contributors_least=11,
+        colluders_least=2,
         required_layers=frozenset({"signatures", "in_slot_tag"}),
         epsilon_limit=8.0,
         epsilon_per_study=3.5,

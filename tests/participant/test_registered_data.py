@@ -11,6 +11,7 @@ from hansa.participant.data_register import FILE as REGISTER_FILE
 from hansa.participant.data_register import open_register
 from hansa.participant.registered_data import (
     SALT_FILE,
+    note_ledger,
     register_data,
     register_named_data,
     registered_names,
@@ -168,6 +169,67 @@ def test_an_older_register_begins_no_budget(tmp_path, ledger_owner):
     (tmp_path / REGISTER_FILE).write_bytes(older)
     with pytest.raises(errors.LedgerMismatch, match="belongs to no registered data set"):
         named(tmp_path, "other", b"bela")
+
+
+def lose(ledger: Path, _: bytes) -> None:
+    ledger.unlink()
+
+
+def empty(ledger: Path, _: bytes) -> None:
+    ledger.write_bytes(b"")
+
+
+def put_back(ledger: Path, older: bytes) -> None:
+    ledger.write_bytes(older)
+
+
+@pytest.mark.parametrize("change", [lose, empty, put_back])
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "seen-at-a-start"])
+def test_a_lost_or_older_ledger_begins_no_budget(tmp_path, ledger_owner, change, noted):
+    first = named(tmp_path, "cards", b"anna")
+    budget = spend(tmp_path, first, ledger_owner)
+    older = budget.path.read_bytes()
+    budget.reserve(
+        Spending(study="a" * 64, round=2, attempt=0, noise_multiplier=1.0, sample_rate=0.2, steps=2)
+    )
+    whole = budget.path.read_bytes()
+    if noted:
+        note_ledger(tmp_path, "cards", budget.head)
+    else:
+        named(tmp_path, "cards", b"anna")
+    change(budget.path, older)
+    for call in (
+        lambda: named(tmp_path, "cards", b"anna", b"bela"),
+        lambda: verify_registrable(tmp_path, "cards", [b"anna"]),
+    ):
+        with pytest.raises(errors.LedgerDamaged, match=r"is gone, and had 3|does not continue the 3 entries"):
+            call()
+    named(tmp_path, "loans", b"cora")  # another data set is none of its business
+    budget.path.write_bytes(whole)
+    assert named(tmp_path, "cards", b"anna", b"bela") == first
+
+
+def test_another_ledger_of_the_same_length_is_not_the_one_that_was_seen(tmp_path, ledger_owner):
+    data = named(tmp_path, "cards", b"anna")
+    note_ledger(tmp_path, "cards", spend(tmp_path, data, ledger_owner).head)
+    ledger_path(tmp_path, data).unlink()
+    other = Budget(ledger_path(tmp_path, data), epsilon_limit=9.0, delta=1e-5, owner=ledger_owner(data=data))
+    other.reserve(
+        Spending(study="b" * 64, round=1, attempt=0, noise_multiplier=9.0, sample_rate=0.2, steps=1)
+    )
+    with pytest.raises(errors.LedgerDamaged, match="does not continue the 2 entries"):
+        named(tmp_path, "cards", b"anna")
+
+
+def test_the_register_never_forgets_how_far_a_ledger_had_come(tmp_path, ledger_owner):
+    data = named(tmp_path, "cards", b"anna")
+    budget = spend(tmp_path, data, ledger_owner)
+    early = budget.head
+    budget.reserve(ROUND)
+    note_ledger(tmp_path, "cards", budget.head)
+    note_ledger(tmp_path, "cards", early)  # of a process that was slower
+    with open_register(tmp_path, (tmp_path / SALT_FILE).read_bytes()) as register:
+        assert register.ledger_seen("cards") == (budget.head.size, budget.head.root)
 
 
 def test_a_lost_salt_begins_no_named_budget_either(tmp_path):

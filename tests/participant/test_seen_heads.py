@@ -82,12 +82,27 @@ def test_a_member_that_puts_its_ledger_back_is_left_out_by_name_and_the_others_g
     def after_round(summary):
         contributors.append(summary.contributors)
         if summary.round == 1:
-            house.ledgers["bank-1"].write_bytes(b"")  # an owner who begins anew
+            house.ledgers["bank-1"].write_bytes(b"")  # an owner who begins anew,
+            house.stores["bank-1"].delete("node/heads")  # and makes its own program forget
             house.restart("bank-1")
 
     house.run(after_round)
     assert contributors == [house.names, house.names[1:]]
     assert errors.LedgerRewound in [type(error) for error in house.errors["bank-1"]]
+
+
+@pytest.mark.parametrize("lines", [0, 1, 3])
+def test_a_ledger_that_was_put_back_is_refused_by_its_own_node_before_it_spends(house, lines):
+    house.run()
+    ledger = house.ledgers["bank-1"]
+    whole = ledger.read_bytes()
+    older = b"".join(whole.splitlines(keepends=True)[:lines])
+    ledger.write_bytes(older)
+    with pytest.raises(errors.LedgerDamaged, match="does not continue the 4 entries"):
+        house.restart("bank-1")
+    assert ledger.read_bytes() == older
+    ledger.write_bytes(whole)
+    house.restart("bank-1")
 
 
 def test_heads_that_contradict_each_other_are_kept_as_evidence(house):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hansa import labels
-from hansa.participant.shared_state import FIRST_TRANSCRIPT, SharedState, learning_rate
+from hansa.participant.shared_state import FIRST_TRANSCRIPT, SharedState, learning_rate, result_of
 from hansa.secure_agg.cohort import state_tag
 from hansa.study import Study
 
@@ -185,3 +185,24 @@ def test_a_fresh_state_starts_at_zero() -> None:
 def test_the_repr_shows_nothing_of_the_secret_state() -> None:
     state = SharedState(values=np.array([123.456]), transcript=b"T" * 32)
     assert repr(state) == f"{state}" == "SharedState(round 0)"
+
+
+def test_the_result_is_the_agreed_share_of_the_way_from_the_base_to_the_last_bit(study_with: Makes) -> None:
+    draws = np.random.default_rng(3)
+    start, values = draws.normal(size=40), draws.normal(size=40)
+    study = adam(study_with, result_share=0.75)
+    found = result_of(start, values, study)
+    assert found.tolist() == [
+        a + 0.75 * (b - a) for a, b in zip(start.tolist(), values.tolist(), strict=True)
+    ]
+    assert (
+        result_of(start, start, study).tolist() == start.tolist()
+    )  # what was not learned leaves the base as it is
+
+
+def test_the_whole_way_is_the_state_itself_in_a_vector_of_its_own(study_with: Makes) -> None:
+    start, values = np.array([1e16, 0.1]), np.array([1.0, 0.3])
+    found = result_of(start, values, adam(study_with))
+    assert found.tolist() == values.tolist()
+    found[0] = 0.0
+    assert values[0] == 1.0

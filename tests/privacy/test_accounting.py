@@ -8,7 +8,9 @@ from opacus.accountants import PRVAccountant, RDPAccountant
 from scipy import optimize, stats
 
 from hansa.errors import PrivacyTargetUnreachable
-from hansa.privacy.accounting import calibrate, epsilon_of
+from hansa.privacy.accounting import calibrate, epsilon_of, epsilon_of_all
+from hansa.privacy.epsilon_curve import epsilons_by_round
+from hansa.privacy.lower_bound import gaussian_epsilon
 
 DELTA = 1e-5
 # (sample rate, noise multiplier, steps): epsilon at delta 1e-5 by the privacy loss distribution on a fine grid
@@ -64,6 +66,18 @@ def test_within_half_a_percent_of_the_closed_form_where_there_is_no_sampling(
     exact = optimize.brentq(excess, 0, 50)
     assert exact <= epsilon(1.0, sigma, steps) * (1 + 1e-6)  # at least the true one
     assert epsilon(1.0, sigma, steps) == pytest.approx(exact, rel=0.005)
+
+
+@pytest.mark.parametrize("delta", [1e-5, 1e-8, 1e-10, 1e-12, 1e-14, 1e-16])
+@pytest.mark.parametrize(("sigma", "steps"), [(5.0, 10), (30.0, 3000), (100.0, 10_000), (1000.0, 10**6)])
+def test_at_least_the_closed_form_however_small_delta_is(sigma: float, steps: int, delta: float) -> None:
+    # Powers of a Fourier transform lose a little mass at every step; at a small delta that mass is all there is.
+    exact = gaussian_epsilon(math.sqrt(steps) / sigma, delta)
+    assert epsilon(1.0, sigma, steps, delta) >= exact
+    assert epsilon_of_all([(sigma, 1.0, steps), (500.0, 1.0, 1)], delta) >= exact
+    assert epsilons_by_round(
+        noise_multiplier=sigma, sample_rate=1.0, steps_per_round=steps, rounds=1, delta=delta
+    )[0] >= exact * (1 - 1e-6)
 
 
 def test_grows_with_the_number_of_steps() -> None:

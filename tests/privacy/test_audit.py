@@ -216,18 +216,18 @@ def test_a_tree_head_whose_ledger_is_not_there_is_told(opened: Opener, tmp_path:
 
 
 def test_notes_tell_of_crashes_and_clocks_and_are_no_fault(opened: Opener) -> None:
-    times = iter([1000.0, 900.0, 950.0, 960.0, 970.0])
-    path = spend(opened(now=lambda: next(times)), 1, commit=False)
+    times = iter([1000.0, 900.0])
+    path = spend(opened(now=lambda: next(times)), 1, 2, commit=False)
     with path.open("ab") as file:
         file.write(b'{"entry":{"kind":"res')
     audit = audit_ledger(path)
-    assert (audit.epsilon, len(audit.notes)) == (epsilon(2), 2)
-    spend(opened(), 2, commit=False)
+    assert (audit.epsilon, len(audit.notes)) == (epsilon(4), 2)
+    spend(opened(), 3, commit=False)
     with path.open("rb+") as file:
         file.truncate(path.stat().st_size - 1)
     notes = audit_ledger(path).notes
-    assert [note.split(" of ")[0] for note in notes[:1]] == ["line 3"]
-    assert "set back before line 2" in notes[1]
+    assert [note.split(" of ")[0] for note in notes[:1]] == ["line 4"]
+    assert "set back before line 3" in notes[1]
     assert "lacks its line feed and counts" in notes[2]
 
 

@@ -265,6 +265,19 @@ def test_the_gate_is_asked_with_what_was_spent_in_its_scope(
     assert [sum(one.steps for one in again.spent(month=month)) for month in ("2026-11", "2026-12")] == [4, 4]
 
 
+@pytest.mark.parametrize("times", [(NOVEMBER, DECEMBER), (DECEMBER, NOVEMBER)], ids=["forward", "back"])
+def test_an_entry_counts_in_the_month_that_its_gate_was_asked_with(
+    open_budget: Callable[..., Budget], ledger: Path, times: tuple[float, float]
+) -> None:
+    clock, asked = (
+        iter([times[0], *[times[1]] * 9]),
+        [],
+    )  # it moves to another month while the entry is written
+    budget = open_budget(ledger, now=lambda: next(clock))
+    budget.reserve(ROUND, gate=lambda *_, month, **__: asked.append(month))
+    assert budget.spent(month=asked[-1]) == [Mechanism(1.0, 0.2, 2)]
+
+
 def test_a_gate_that_refuses_leaves_the_file_as_it_was(
     open_budget: Callable[..., Budget], ledger: Path
 ) -> None:

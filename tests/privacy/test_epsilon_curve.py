@@ -8,7 +8,7 @@ import pytest
 
 from hansa.privacy import epsilon_curve
 from hansa.privacy.accounting import epsilon_of, epsilon_of_all
-from hansa.privacy.epsilon_curve import epsilons_by_round
+from hansa.privacy.epsilon_curve import epsilons_by_round, epsilons_of_sequence
 
 DELTA = 1e-5
 
@@ -61,6 +61,32 @@ def test_never_falls_from_one_round_to_the_next() -> None:
         found = curve(1.1, 0.1, 2, 150, before=before)
         assert (np.diff(found) >= 0).all()
         assert (np.diff(found) > 0).mean() > 0.99
+
+
+def test_unlike_rounds_in_any_order_equal_the_accountant_asked_after_each() -> None:
+    early, late = (1.0, 0.05, 2), (4.0, 0.4, 3)
+    sequence = [early] * 20 + [late, early] * 10 + [(2.0, 0.2, 0)] + [late] * 20 + [(1.5, 1.0, 1)]
+    found = epsilons_of_sequence(sequence, delta=DELTA)
+    assert found.shape == (len(sequence),)
+    for number in (1, 20, 21, 33, 41, 61, 62):
+        assert found[number - 1] == pytest.approx(epsilon_of_all(sequence[:number], DELTA), rel=1e-6)
+    assert (np.diff(found) >= 0).all()
+    assert found[40] == found[39]  # a round without steps costs nothing
+
+
+def test_a_sequence_of_equal_rounds_is_the_curve_of_a_study() -> None:
+    found = epsilons_of_sequence([(1.1, 0.1, 2)] * 50, delta=DELTA)
+    assert found == pytest.approx(curve(1.1, 0.1, 2, 50), rel=1e-9)
+
+
+def test_edges_of_a_sequence() -> None:
+    assert epsilons_of_sequence([], delta=DELTA).shape == (0,)
+    assert list(epsilons_of_sequence([(1.0, 0.1, 0)], delta=DELTA)) == [0.0]
+    found = epsilons_of_sequence([(1.0, 0.1, 1), (0.0, 0.1, 1), (1.0, 0.1, 1)], delta=DELTA)
+    assert 0 < found[0] < math.inf
+    assert (found[1:] == math.inf).all()
+    with pytest.raises(ValueError, match="read-only"):
+        found[0] = 0.0
 
 
 def test_edges() -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from hansa.errors import LedgerDamaged, SpentFileMissing
+from hansa.errors import LedgerDamaged, LedgerMismatch, SpentFileMissing
 from hansa.privacy import forecast as module
 from hansa.privacy.accounting import calibrate, epsilon_of, epsilon_of_all
 from hansa.privacy.budget import Budget, Spending
 from hansa.privacy.forecast import forecast
 from hansa.privacy.ledger import LedgerOwner
-from hansa.privacy.spent import Reservation, reservations_in, rounds_of
+from hansa.privacy.spent import Reservation, read_spent, reservations_in, rounds_of
 from hansa.study import Study, load_study
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +97,25 @@ def test_what_was_spent_counts_repeated_attempts_and_other_studies_too(bank: Stu
     last = epsilon_of_all([(sigma, 0.4, 11), (2.5, 0.4, 1)], DELTA)
     assert found.epsilons[-1] == pytest.approx(last, rel=1e-6)
     assert found.passes_at is not None
+
+
+def test_epsilon_is_stated_at_the_delta_of_the_ledger_as_the_gate_states_it(
+    bank: Study, tmp_path: Path, ledger_owner: Callable[..., LedgerOwner]
+) -> None:
+    path, sigma = tmp_path / "ledger", sigma_of(bank)
+    Budget(path, epsilon_limit=100.0, delta=DELTA / 100, owner=ledger_owner()).reserve(
+        spending("other", 1, 2.5)
+    )
+    gate = Budget(path, epsilon_limit=100.0, delta=bank.privacy.delta, owner=ledger_owner())
+    spent = read_spent(path)
+    found = forecast(bank, reservations=spent.reservations, delta=spent.delta, limit=8.0)
+    assert found.delta == gate.delta == DELTA / 100
+    assert found.epsilon_before == gate.epsilon()
+    for number in range(1, found.passes_at or 0):
+        gate.reserve(spending(bank.id, number, sigma))
+    assert gate.epsilon() <= 8.0 < gate.epsilon(spending(bank.id, found.passes_at or 0, sigma))
+    with pytest.raises(LedgerMismatch, match=r"at delta 0\.001"):
+        forecast(bank, delta=1e-3)
 
 
 def test_a_charge_counts_as_spent_and_as_no_round(

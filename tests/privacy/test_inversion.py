@@ -26,7 +26,7 @@ from hansa.privacy.noise import SecretRandom
 EXPERTS, RANK, COLUMNS = 6, 8, 20
 
 
-def seeded(number: int = 0) -> SecretRandom:
+def seeded(number: int = 1) -> SecretRandom:
     return SecretRandom(bytes([number]) * 32)
 
 

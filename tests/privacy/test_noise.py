@@ -1,7 +1,6 @@
 """Secret randomness and Gaussian noise: the right distribution, on every entry, independent, invisible, reproducible in tests."""
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -54,14 +53,26 @@ def test_every_entry_is_noised_whether_a_sample_touched_it_or_not() -> None:
     assert len(np.unique(steps)) == steps.size  # fresh in every entry and step
 
 
+def pairs_of_one_point(values: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The two values of each point of the polar method in the first block, and their squares."""
+    # One block keeps π/4 of its points; where its halves meet is found by the stream itself.
+    points = noise._BLOCK_POINTS
+    pair = SecretRandom(SEED)._symmetric(2 * points)
+    kept = int((pair[:points] ** 2 + pair[points:] ** 2 < 1).sum())
+    one, other = values[:kept], values[kept : 2 * kept]
+    assert np.array_equal(np.sign(one), np.sign(pair[:points][pair[:points] ** 2 + pair[points:] ** 2 < 1]))
+    return [(one, other), (one**2, other**2)]
+
+
 def test_entries_and_steps_are_independent() -> None:
     random = SecretRandom(SEED)
     first, second = random.normal(100_000), random.normal(100_000)
     for one, other in (
         (first, second),
         (first[:-1], first[1:]),
-        (first[:50_000], first[50_000:]),  # cosine and sine of the same Box-Muller pair
+        (first[:50_000], first[50_000:]),
         (first[:50_000] ** 2, first[50_000:] ** 2),
+        *pairs_of_one_point(first),
     ):
         assert abs(np.corrcoef(one, other)[0, 1]) < 4 / math.sqrt(len(one))
 
@@ -89,14 +100,14 @@ def test_an_injected_seed_gives_the_stream_of_rfc_8439() -> None:
 
 def test_golden_first_values_of_an_injected_seed() -> None:
     assert SecretRandom(SEED).bytes(16).hex() == "39fd2b7dd9c5196a8dbd0377b8dc4a49"
-    # computed from the stream with the standard library: 53 bits of each little-endian word, then Box-Muller
+    # computed from the stream with the standard library: 53 bits of each little-endian word; 52 bits, then the polar method
     uniform = [0.41445576247967597, 0.2862985563615571, 0.7985057077456481]
     normal = [
-        -0.9337088685197236,
-        -0.4024053324760226,
-        -1.3974719495481323,
-        -0.44566224454507736,
-        -0.7159965425225389,
+        -0.20922587124417985,
+        -0.43289448461578567,
+        1.4357216456088429,
+        0.17869126890015646,
+        0.40356861825927576,
     ]
     assert SecretRandom(SEED).uniform(3).tolist() == uniform
     np.testing.assert_allclose(SecretRandom(SEED).normal(5), normal, rtol=1e-13)
@@ -122,11 +133,18 @@ def test_uniform_is_in_its_interval_and_the_extremes_give_finite_normals(
     assert values.min() >= 0.0
     assert values.max() < 1.0
     assert stats.kstest(values, "uniform").pvalue > 0.01
-    stream: Callable[[SecretRandom, int], bytes]
-    for stream in (lambda _, count: bytes(count), lambda _, count: b"\xff" * count):
-        monkeypatch.setattr(SecretRandom, "bytes", stream)
-        assert np.isfinite(SecretRandom(SEED).normal(10)).all()
-        assert SecretRandom(SEED).uniform(1)[0] < 1.0
+    least, most = 2.0**-52, 1 - 2.0**-52
+    points = np.array(
+        [least, most, least, least, least, most]
+    )  # three x, three y: centre, and the rim on both axes
+    monkeypatch.setattr(SecretRandom, "_symmetric", lambda self, count: np.resize(points, count))
+    monkeypatch.setattr(noise, "_BLOCK_POINTS", 3)
+    normals = SecretRandom(SEED).normal(6)
+    assert np.isfinite(normals).all()
+    assert np.abs(normals).max() < 13
+    for stream in (bytes, lambda count: b"\xff" * count):
+        monkeypatch.setattr(SecretRandom, "bytes", lambda self, count, stream=stream: stream(count))
+        assert 0.0 <= SecretRandom(SEED).uniform(1)[0] < 1.0
 
 
 def test_the_objects_repr_shows_nothing_of_its_state() -> None:
@@ -146,3 +164,25 @@ def test_a_copy_in_a_forked_process_is_refused(monkeypatch: pytest.MonkeyPatch) 
 def test_a_seed_of_another_length_is_refused_without_showing_it(length: int) -> None:
     with pytest.raises(ValueError, match=f"32 bytes, got {length}"):
         SecretRandom(bytes(length))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 1000, 3 * noise._BLOCK_POINTS + 1])
+def test_as_many_values_as_were_asked_for(count: int) -> None:
+    values = SecretRandom(SEED).normal(count)
+    assert values.shape == (count,)
+    assert np.isfinite(values).all()
+
+
+def test_a_block_joins_the_next_without_a_seam() -> None:
+    values = SecretRandom(SEED).normal(10 * noise._BLOCK_POINTS)
+    assert p_value(values, 1.0) > 0.01
+    for start in range(0, len(values), 10_000):
+        assert abs(values[start : start + 10_000].mean()) < 5 / math.sqrt(10_000)
+
+
+def test_points_are_symmetric_and_never_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = SecretRandom(SEED)
+    words = np.array([0, 1, 2**12, 2**63, 2**64 - 1], dtype="<u8")
+    monkeypatch.setattr(random, "bytes", lambda count: words.tobytes()[:count])
+    found = random._symmetric(5)
+    assert list(found) == [2.0**-52 - 1, 2.0**-52 - 1, 3 * 2.0**-52 - 1, 2.0**-52, 1 - 2.0**-52]

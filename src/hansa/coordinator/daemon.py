@@ -150,6 +150,7 @@ class CoordinatorDaemon:
             revoked=revoked,
             exchange_seconds=settings.deadlines.exchange_seconds,
             upload_seconds=settings.deadlines.upload_seconds,
+            longest_pause_seconds=settings.deadlines.longest_pause_seconds,
             metrics=metrics,
         )
         self._runner = runner = StudyRunner(desk, parts)

@@ -8,12 +8,20 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, ConfigRecordValues, Message, RecordDict
 from flwr.serverapp import Grid
 
-from hansa.errors import Error, Interrupted, MalformedMessage, ParticipantLost, ParticipantRefused
+from hansa.errors import (
+    CohortMismatch,
+    Error,
+    Interrupted,
+    MalformedMessage,
+    ParticipantLost,
+    ParticipantRefused,
+)
 from hansa.federation.fleet_messages import ABORTED
 
 Reply = dict[str, ConfigRecordValues]
 _PULL_SECONDS = 0.002
 _CODE = re.compile(r"[a-z][a-z_]{0,63}", re.ASCII)
+_TELL_SECONDS = 0.5
 _LISTS, _CLOSED = ("packages", "shares"), "closed"  # all other fields are one signed message
 
 
@@ -39,7 +47,7 @@ class Exchange:
         grid: Flower's way to the nodes.
         nodes: Node id of each member.
         deadline_seconds: Longest wait for the answers of one exchange.
-        observe: Called when members are asked and whenever one of them has answered.
+        observe: Called when members are asked, whenever one of them has answered, and now and then while the others have not.
         gave_up: Whether nobody waits for answers any more: the process is to end.
     """
 
@@ -73,11 +81,10 @@ class Exchange:
         """
         fields = frozenset(expected)
         asked_again: set[str] = set()
-        pending = self._push(kind, requests)
+        pending, lost = self._push_known(kind, requests)
         answers: dict[str, Reply] = {}
-        lost: dict[str, Error] = {}
         deadline = time.monotonic() + self._deadline_seconds
-        self._tell(kind, requests, pending)
+        told_at = self._tell(kind, requests, pending)
         while pending and time.monotonic() <= deadline:
             if self._gave_up():
                 raise Interrupted(f"stopped while {len(pending)} members were asked for {kind}")
@@ -92,14 +99,15 @@ class Exchange:
                     asked_again.add(
                         member
                     )  # a node that crashed may be back: it answers with what it had stored
-                    pending |= self._push(kind, {member: requests[member]})
+                    again, gone = self._push_known(kind, {member: requests[member]})
+                    pending, lost = pending | again, lost | gone
                     continue
                 try:
                     answers[member] = _answer(reply, member, fields)
                 except (ParticipantLost, MalformedMessage) as error:
                     lost[member] = error
-            if len(pending) != before:
-                self._tell(kind, requests, pending)
+            if len(pending) != before or time.monotonic() - told_at > _TELL_SECONDS:
+                told_at = self._tell(kind, requests, pending)
             if pending:
                 time.sleep(_PULL_SECONDS)
         for member in pending.values():
@@ -108,10 +116,27 @@ class Exchange:
             )
         return answers, lost
 
-    def _tell(self, kind: str, requests: Mapping[str, Reply], pending: Mapping[str, str]) -> None:
+    def _tell(self, kind: str, requests: Mapping[str, Reply], pending: Mapping[str, str]) -> float:
         at = next(iter(requests.values()), {}).get("round", 0)
         number = at if isinstance(at, int) else 0
         self._observe(Waiting(kind=kind, round=number, members=tuple(sorted(pending.values()))))
+        return time.monotonic()
+
+    def _push_known(
+        self, kind: str, requests: Mapping[str, Reply]
+    ) -> tuple[dict[str, str], dict[str, Error]]:
+        """Send each member its request; one that is no member of the consortium any more counts as lost."""
+        try:
+            return self._push(kind, requests), {}
+        except CohortMismatch:  # before anything was sent
+            pending: dict[str, str] = {}
+            lost: dict[str, Error] = {}
+            for member, request in requests.items():
+                try:
+                    pending |= self._push(kind, {member: request})
+                except CohortMismatch:
+                    lost[member] = ParticipantLost(f"{member} is no member of the consortium any more")
+            return pending, lost
 
     def _push(self, kind: str, requests: Mapping[str, Reply]) -> dict[str, str]:
         """Send each member its request; give the members by message id."""

@@ -39,6 +39,9 @@ class Deadlines(Settings):
         default=600.0, ge=1, le=604_800, description="for answers of participants"
     )
     upload_seconds: float = Field(default=600.0, ge=1, le=604_800, description="for an upload, begin to end")
+    longest_pause_seconds: float = Field(
+        default=15.0, ge=1, le=3600, description="longest pause before a study that waits is tried again"
+    )
 
 
 class Lifetimes(Settings):

@@ -40,6 +40,7 @@ class RunnerParts:
         revoked: Gives the latest revocation list.
         exchange_seconds: Longest wait for the answers of one exchange.
         upload_seconds: Longest time of an upload.
+        longest_pause_seconds: Longest pause before a study that waits is tried again.
         metrics: What is counted.
     """
 
@@ -53,6 +54,7 @@ class RunnerParts:
     revoked: Callable[[], RevocationList | None]
     exchange_seconds: float
     upload_seconds: float
+    longest_pause_seconds: float
     metrics: CoordinatorMetrics
 
 

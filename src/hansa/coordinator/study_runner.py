@@ -24,7 +24,7 @@ from hansa.federation.logs import log
 from hansa.secure_agg.certificates import utc_now
 
 _LOOK_SECONDS = 0.5
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 60.0
+_FIRST_PAUSE_SECONDS = 1.0
 IDLE = "no study runs"
 # Whatever a member or the network does wrong is waited for; of these, waiting mends nothing.
 _FATAL = (ModelDivergence, TranscriptDivergence, StoreDamaged, InternalFailure, ConfigurationError)
@@ -51,6 +51,7 @@ class StudyRunner:
         self._stopping, self._log = threading.Event(), log("coordinator")
         self._thread = threading.Thread(target=self._run, name="study-runner", daemon=True)
         self._looked_at, self._stopped = 0.0, False  # see `_is_stopped`
+        self._said = ""  # why a study waits, as it was noted last
         self.doing = IDLE
 
     def start(self) -> None:
@@ -121,7 +122,7 @@ class StudyRunner:
                 )
                 pause = _FIRST_PAUSE_SECONDS if run.rounds_done > before else pause
                 self._waits(run, known, pause)
-                pause = min(1.5 * pause, _LONGEST_PAUSE_SECONDS)
+                pause = min(1.5 * pause, self._parts.longest_pause_seconds)
             except Exception as error:
                 self._log.exception("study_failed", study=run.name, kind=type(error).__name__)
                 self._failed(study, run, InternalFailure(f"{type(error).__name__} in the round loop"))
@@ -136,9 +137,12 @@ class StudyRunner:
 
     def _waits(self, run: StudyRun, error: Error, pause: float) -> None:
         detail = {"session": run.session, "error_code": error.code, "message": error.message[:1000]}
+        words = f"{run.session} {error.code} {error.message}"
         self._parts.metrics.study_failed(run.name)
-        self._log.warning("study_waits", study=run.name, **detail)
-        self._parts.journal.event("study_waits", study=run.name, **detail)
+        if words != self._said:  # a member that is away for a week fills neither log nor journal
+            self._said = words
+            self._log.warning("study_waits", study=run.name, **detail)
+            self._parts.journal.event("study_waits", study=run.name, **detail)
         run.progress.has_problem(f"{error.message} [{error.code}]")
         self.doing = f"{run.name}: waits, {error.code}"
         self._stopping.wait(pause)

@@ -90,7 +90,7 @@ class SuperLinkGrid(Grid):
     Guarantees:
         - A request whose node or SuperLink dies, comes back and lives is answered, without the round loop asking again.
         - A request whose node stays away longer than `patience_seconds` is answered with Flower's error for that; at
-          once if the node was away that long before.
+          once if the node was away that long before, or is no member's any more.
         - A reply is given once, under the id that `push_messages` gave.
         - What the SuperLink keeps for requests that are over is bounded: after 1000 messages it gets another run.
     """
@@ -351,18 +351,25 @@ class SuperLinkGrid(Grid):
     def _given_up(self, asked: Mapping[str, _Asked]) -> list[Message]:
         """Answer requests for nodes that have been away for too long."""
         now, given_up = time.time(), []
+        members = {node_number(key) for key in self._superlink.members().values()}
         for name, known in asked.items():
-            node = self._nodes.get(known.node)
-            if node is None or node.status == NodeStatus.ONLINE or name not in self._asked:
+            if name not in self._asked:
                 continue
-            away_since = max(node.online_until, _unix(node.registered_at))
-            if now - away_since > self._patience_seconds:
-                error = FlowerError(ErrorCode.NODE_UNAVAILABLE, f"away for {now - away_since:.0f} s")
-                reply = Message(error, reply_to=known.message)
+            why = "no member any more" if known.node not in members else self._away(known.node, now)
+            if why:
+                reply = Message(FlowerError(ErrorCode.NODE_UNAVAILABLE, why), reply_to=known.message)
                 reply.metadata.__dict__["_reply_to_message_id"] = name
                 del self._asked[name]
                 given_up.append(reply)
         return given_up
+
+    def _away(self, number: int, now: float) -> str:
+        """Say for how long a node has been away, where that is too long; empty otherwise."""
+        node = self._nodes.get(number)
+        if node is None or node.status == NodeStatus.ONLINE:
+            return ""
+        away_seconds = now - max(node.online_until, _unix(node.registered_at))
+        return f"away for {away_seconds:.0f} s" if away_seconds > self._patience_seconds else ""
 
 
 def open_grid(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hansa.demo.arena import Ground, logits
 from hansa.models.pretraining import Base
 from hansa.models.transformer import FeatureTransformer
-from hansa.participant.shared_state import SharedState
+from hansa.participant.shared_state import SharedState, result_of
 from hansa.participant.trainer import Rows, Trainer, summed_gradient
 from hansa.privacy.accounting import calibrate
 from hansa.privacy.noise import SecretRandom
@@ -74,11 +74,12 @@ def train_alone_privately(study: Study, base: Base, rows: Rows) -> Vector:
     model = base.model()
     random = SecretRandom()
     trainer = Trainer(study, model, base.layout, rows, noise_multiplier=noise_multiplier, random=random)
-    state = SharedState(values=base.layout.gather(model))
+    start = base.layout.gather(model)
+    state = SharedState(values=start.copy())
     for _ in range(study.training.rounds):
         support = _support(study, base, state, compress=True)
         state.apply(support, trainer.update(state.values, support), study, bytes(32))
-    return state.values
+    return result_of(start, state.values, study)
 
 
 def train_jointly(study: Study, base: Base, ground: Ground, *, noise: bool, compress: bool) -> Vector:
@@ -92,7 +93,8 @@ def train_jointly(study: Study, base: Base, ground: Ground, *, noise: bool, comp
         compress: Whether only the support moves; without, every entry moves in every round.
     """
     model, random = base.model(), SecretRandom()
-    state = SharedState(values=base.layout.gather(model))
+    start = base.layout.gather(model)
+    state = SharedState(values=start.copy())
     privacy = study.privacy
     deviation = _calibrated(study) * privacy.clip_norm if noise else 0.0
     divisor = privacy.sample_rate * privacy.nominal_records
@@ -106,7 +108,7 @@ def train_jointly(study: Study, base: Base, ground: Ground, *, noise: bool, comp
             total += summed_gradient(model, base.layout, rows, batch, support=support, clip_norm=clip_norm)
             total += random.normal(len(support)) * deviation
         state.apply(support, total / (divisor * len(ground.banks)), study, bytes(32))
-    return state.values
+    return result_of(start, state.values, study) if noise else state.values
 
 
 def pooled_rows(ground: Ground) -> Rows:

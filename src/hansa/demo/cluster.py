@@ -69,13 +69,17 @@ class Cluster:
         Raises:
             CommandFailed: It ended with another status than 0, or not in time.
         """
-        status, out, words = self.command([*arguments, "--json"])
+        found: dict[str, Any] = json.loads(self.words(*arguments, "--json"))
+        return found
+
+    def words(self, *arguments: str) -> str:
+        """Run a command and give what it prints; raises as `hansa`."""
+        status, out, words = self.command(list(arguments))
         if status:
             raise CommandFailed(
                 f"hansa {' '.join(arguments[:3])} ended with {status}: {words.strip()[-2000:]}"
             )
-        found: dict[str, Any] = json.loads(out)
-        return found
+        return out
 
     def spawn(self, name: str, *arguments: str) -> None:
         """Start a daemon; its log goes to a file beside its home."""
@@ -224,6 +228,27 @@ class Cluster:
             self.await_that(config.exists, f"the model of {name}", seconds)
             found[name] = str(json.loads(config.read_bytes())["training"]["state"])
         return found
+
+    def report(self, folder: Path) -> None:
+        """Step 7: every participant signs its statement, and an auditor makes the privacy report of all of them."""
+        for name in self.names:
+            home = self.home(name)
+            for ledger in sorted(home.glob("ledger-*.jsonl")):
+                self.words(
+                    "audit", "statement", str(ledger), "--home", str(home), "--policy", str(home / "policy.toml"),
+                    "--output", str(home / f"statement-{name}.json"),
+                )  # fmt: skip
+        self.words(
+            "audit",
+            "report",
+            str(self.folder),
+            "--output",
+            str(folder),
+            "--format",
+            "html",
+            "--format",
+            "json",
+        )
 
 
 def in_a_process(arguments: list[str]) -> tuple[int, str, str]:

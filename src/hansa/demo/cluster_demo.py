@@ -82,6 +82,7 @@ class ClusterResult:
             f"privacy         epsilon {self.epsilon:.3f} spent by each; {self.ledgers} ledgers verify\n"
             f"first round     {self.first_round_seconds:.1f} s after the start; each one {self.round_seconds:.2f} s\n"
             f"uploads         {self.up_bytes / 1e6:.1f} MB\n"
+            f"privacy report  {folder / 'report' / 'privacy-report.html'}\n"
             f"homes and logs  {folder}\n"
             f"next: hansa study logs bank-credit-default --home {folder / 'coordinator'}\n"
         )
@@ -211,7 +212,8 @@ class ClusterDemo:
     def _result(
         self, cluster: Cluster, session: str, view: dict[str, Any], ready: float, first: float, state: str
     ) -> ClusterResult:
-        self._display.phase("checking models and ledgers")
+        self._display.phase("checking models and ledgers, making the privacy report")
+        cluster.report(self._folder / "report")
         audit = cluster.hansa("audit", "verify", str(self._folder))
         scores = [ledger["epsilon"] for ledger in audit["ledgers"]]
         seconds = _round_seconds(cluster)

@@ -6,31 +6,15 @@ happen when the page is made.
 """
 
 import json
-import os
 from pathlib import Path
 
 from hansa.demo import wording
 from hansa.demo.result import DemoResult
-from hansa.errors import OutputNotWritable
+from hansa.reports.files import TEMPLATES, write_files
 
 _TEMPLATE = "report.html.j2"
 HTML_NAME = "report.html"
 JSON_NAME = "report.json"
-
-
-def prepare_directory(directory: Path) -> None:
-    """Make the folder for the report and prove that it can be written to, before a run spends minutes.
-
-    Raises:
-        OutputNotWritable: It cannot be made, is a file, or refuses a new file.
-    """
-    probe = directory / f".{JSON_NAME}.{os.getpid()}.probe"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise _not_writable(directory, error) from error
 
 
 def report_json(result: DemoResult) -> str:
@@ -56,7 +40,7 @@ def report_html(result: DemoResult) -> str:
     from hansa.demo import plots
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader([Path(__file__).parent, TEMPLATES]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -105,33 +89,6 @@ def write_report(result: DemoResult, directory: Path) -> tuple[Path, Path]:
         - A reader of either path sees the old file or the new one, never a part of one.
     """
     # Both are made before either is written: a fault in the page leaves no lone JSON behind.
-    contents = {HTML_NAME: report_html(result), JSON_NAME: report_json(result)}
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            _write_atomically(directory / name, content.encode())
-    except OSError as error:
-        raise _not_writable(directory, error) from error
-    return directory / HTML_NAME, directory / JSON_NAME
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the new name, too, must survive a power cut
-    finally:
-        os.close(folder)
-
-
-def _not_writable(directory: Path, error: OSError) -> OutputNotWritable:
-    reason = (error.strerror or "unknown reason").lower()
-    return OutputNotWritable(f"folder {str(directory)!r} cannot be written: {reason}")
+    contents = {HTML_NAME: report_html(result).encode(), JSON_NAME: report_json(result).encode()}
+    html_path, json_path = write_files(directory, contents)
+    return html_path, json_path

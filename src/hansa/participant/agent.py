@@ -4,7 +4,8 @@
     fleet thread    requests of the rounds, answered by the seat of their session (`fleet.py`)
     status page     health and metrics on loopback, where participant.toml asks for it
 
-SIGTERM: the request that is being answered is answered, its reply is sent or kept, the node takes its leave. SIGHUP: policies are
+SIGTERM: the request that is being answered is answered, its reply is sent or kept, the node takes its leave. One that takes
+longer is abandoned without a reply: the next process is asked again, and goes on from what is on disk. SIGHUP: policies are
 read again. Code that arrives is refused (`code_bundle_refused`).
 """
 
@@ -40,8 +41,8 @@ _SOON_SECONDS, _LATER_SECONDS = 2.0, 10.0  # between two looks: something is awa
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 1.0, 30.0
 _MEASURE_SECONDS = 5.0
 _SAY_AGAIN_SECONDS = 600.0
-_SEAT_SECONDS = 30.0  # that a request waits for a seat
-_GRACE_SECONDS = 15.0  # for the request that is being answered, at the end
+_FINISH_SECONDS, _ABANDON_SECONDS = 15.0, 10.0  # after SIGTERM; service managers kill after 90
+_SEAT_SECONDS = 30.0  # how long a request waits for a seat that is about to be taken
 
 
 class Agent:
@@ -56,8 +57,13 @@ class Agent:
         NotAMember: The participant is not enrolled.
         KeyFileUnsafe: Somebody else can read a key.
 
+    Attributes:
+        is_abandoned: Whether it ended in the middle of a request that it could not break off. Its thread still computes, so the
+            process has to end without waiting for it; whatever it does from then on is the same as if it had been killed.
+
     Guarantees:
         - It opens no port, but for a status page on loopback where participant.toml asks for one.
+        - It ends within a minute of being told to, whatever it does and whether the coordinator is there or not.
         - What goes wrong is logged here and tried again; it ends only when it is told to.
     """
 
@@ -73,11 +79,13 @@ class Agent:
         self._home, self._manager, self._now = home, manager or ServiceManager(), now
         self._log = log("participant")
         self._said: dict[str, tuple[str, float]] = {}
-        self._reload, self._look_now = threading.Event(), threading.Event()
+        self._reload = threading.Event()
         self._looked_at: float | None = None
         self._problem = ""
         self._metrics: ParticipantMetrics | None = None
         self._measured_at = float("-inf")
+        self._breaks_off = threading.Event()
+        self.is_abandoned = False
 
     def reload(self) -> None:
         """Read policies again at the next moment; for a handler of SIGHUP."""
@@ -96,6 +104,7 @@ class Agent:
         with ExitStack() as stack:
             stack.enter_context(holding(self._home.folder / LOCK, in_use=in_use))
             work = open_work(stack, self._home, now=self._now, report=self._report, note=self._note)
+            work.resume()  # before the coordinator can ask for what this participant was in the middle of
             fleet = self._fleet()
             self._open_page(stack, fleet)
             failures: list[BaseException] = []
@@ -103,25 +112,34 @@ class Agent:
                 target=self._answer, args=(fleet, work, stop, failures), name="fleet", daemon=True
             )
             thread.start()
-            stack.callback(self._end, thread, work, stop)
+            ending = threading.Thread(target=self._end, args=(thread, work, stop), name="ending", daemon=True)
+            ending.start()
+            stack.callback(ending.join)
+            stack.callback(stop.set)
             self._manager.ready("looking for the coordinator")
             self._log.info("agent_ready", participant=self._home.name)
             self._run(work, fleet, stop, failures)
             self._manager.stopping()
             self._log.info("agent_stopping")
+            stop.set()
+            ending.join()
+            if thread.is_alive():
+                self._log.warning("request_abandoned")
+                self.is_abandoned = True
+                stack.pop_all()  # its store is open in that thread
         for failure in failures:
             raise failure
 
     # -- inside ------------------------------------------------------------------------------------------
 
-    def _end(self, thread: threading.Thread, work: AgentWork, stop: threading.Event) -> None:
-        """Let the request that is being answered end; one that waits for the coordinator is given up after a while."""
-        stop.set()
-        thread.join(_GRACE_SECONDS)
-        if thread.is_alive():
-            self._log.warning("request_given_up")
-            work.give_up()
-            thread.join()
+    def _end(self, fleet: threading.Thread, work: AgentWork, stop: threading.Event) -> None:
+        """When it is told to stop, see that everything ends: what waits for the coordinator, and then what is being answered."""
+        stop.wait()
+        work.stop_looking()
+        fleet.join(_FINISH_SECONDS)
+        self._breaks_off.set()
+        work.give_up()
+        fleet.join(_ABANDON_SECONDS)
 
     def _run(
         self, work: AgentWork, fleet: FleetConnection, stop: threading.Event, failures: list[BaseException]
@@ -135,8 +153,8 @@ class Agent:
                 work.reload()
                 self._manager.ready(self._status(work, fleet))
                 self._log.info("policies_reloaded")
-            if time.monotonic() >= due or self._look_now.is_set():
-                self._look_now.clear()
+            if time.monotonic() >= due or work.is_asked_for.is_set():
+                work.is_asked_for.clear()
                 try:
                     awaited = work.look()
                     pause, retry = (_SOON_SECONDS if awaited else _LATER_SECONDS), _FIRST_RETRY_SECONDS
@@ -153,7 +171,14 @@ class Agent:
                 self._write_status(work, fleet)
             except Error as error:  # a disk that is full: rounds go on, or say themselves what they lack
                 self._report("status", error)
-            self._look_now.wait(beat)
+            self._rest(beat, work, stop)
+
+    def _rest(self, seconds: float, work: AgentWork, stop: threading.Event) -> None:
+        """Do nothing for a moment, or until something has to be done."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not stop.wait(0.2):
+            if work.is_asked_for.is_set() or self._reload.is_set():
+                return
 
     def _open_page(self, stack: ExitStack, fleet: FleetConnection) -> None:
         asked = self._home.settings.metrics
@@ -210,16 +235,11 @@ class Agent:
         failures: list[BaseException],
     ) -> None:
         def find(session: str) -> Callable[[Message, Context], Message] | None:
-            """Give the seat; where one is about to be taken, wait for it instead of refusing the first requests."""
-            end = time.monotonic() + _SEAT_SECONDS
-            while session not in work.seats and work.awaits_seat(session) and not stop.is_set():
-                self._look_now.set()
-                if time.monotonic() > end or stop.wait(0.2):
-                    break
-            return work.seats.get(session)
+            return work.seat_for(session, _SEAT_SECONDS, stop)
 
         try:
-            fleet.run(session_handler(find, report=lambda error: self._report("request", error)), stop)
+            handler = session_handler(find, report=lambda error: self._report("request", error))
+            fleet.run(handler, stop, self._breaks_off.is_set)
         except BaseException as error:
             failures.append(error)
 

@@ -15,7 +15,7 @@ def read_status(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     try:
         found = {**nothing, **json.loads((folder / STATUS_FILE).read_bytes())}
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         found = nothing
     running = _runs(int(found["process"]))
     return {**found, "running": running, "connected": bool(found["connected"]) and running}

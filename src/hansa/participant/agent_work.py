@@ -10,6 +10,7 @@
 Certificates that have ended open no door but the enrolment service's; so then the renewal comes first, and there.
 """
 
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -44,6 +45,7 @@ from hansa.participant.study_desk import DeskStudy, StudyDesk, verify_allowed
 Report = Callable[[str, Error], None]
 _CALL_SECONDS = 20.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 300.0  # before a seat that was not taken is tried again
+_SEAT_LOOK_SECONDS, _ASK_SECONDS = 0.2, 1.0
 
 
 class AgentWork:
@@ -59,9 +61,11 @@ class AgentWork:
 
     Attributes:
         seats: By session.
+        is_asked_for: Set when somebody waits for a seat, so that the next look should come at once.
 
     Guarantees:
         - What goes wrong with one study keeps no other from its seat.
+        - A seat that was taken before this process began is taken again without the coordinator.
         - A policy approves only a study whose id its owner wrote into it.
         - A study that was stopped has no seat; the model of the rounds that were applied is written.
         - Nobody waits for a request that is being answered: who gets up leaves when it is.
@@ -83,24 +87,41 @@ class AgentWork:
         self.desk = StudyDesk(home.folder, participant=home.name, now=now)
         self._seats: dict[str, Seat] = {}
         self._sent: set[str] = set()
-        self._failed: dict[
-            str, tuple[str, float, float]
-        ] = {}  # sessions without a seat: why; when to try again; pause
+        # sessions without a seat: why; when to try again; pause
+        self._failed: dict[str, tuple[str, float, float]] = {}
         self._leaving: dict[str, tuple[Seat, DeskStudy | None]] = {}  # and the study, if it was stopped
+        self.is_asked_for = threading.Event()
 
     @property
     def seats(self) -> Mapping[str, Seat]:
         """Seats by session."""
         return self._seats
 
-    def awaits_seat(self, session: str) -> bool:
-        """Whether this participant approved the study of a session and has no seat in it yet; any thread may ask."""
-        if session in self._seats or session in self._failed:
-            return False
-        return any(
-            study.session == session and study.state in ("approved", "started", "paused")
-            for study in self._studies()
-        )
+    def resume(self) -> None:
+        """Sit down where this participant sat before its process ended; what needs the coordinator is left to `look`."""
+        for study in self._studies():
+            if study.state in ("started", "paused") and self._base_file(study).exists():
+                self._try("study", lambda study=study: self._open(study))  # type: ignore[misc]
+
+    def seat_for(self, session: str, seconds: float, stop: threading.Event) -> Seat | None:
+        """Give the seat of a session; one that is about to be taken is waited for.
+
+        A coordinator asks as soon as a study is started, and members learn of that a moment later, or are made anew just then.
+
+        Args:
+            session: Session id, 32 hexadecimal digits.
+            seconds: Longest wait.
+            stop: Set when nobody waits any more.
+        """
+        begin = due = time.monotonic()
+        while (seat := self._seats.get(session)) is None and self._is_expected(session):
+            now = time.monotonic()
+            if now >= due:
+                self.is_asked_for.set()
+                due = now + _ASK_SECONDS
+            if now - begin > seconds or stop.wait(_SEAT_LOOK_SECONDS):
+                break
+        return seat
 
     def look(self) -> bool:
         """Do everything once; tell whether something is awaited, so that the next look should come soon.
@@ -138,6 +159,10 @@ class AgentWork:
                 self._report("policy", error)
                 self._get_up(session)
 
+    def stop_looking(self) -> None:
+        """Let a look that is in progress fail at once, and every later one."""
+        self._client.give_up()
+
     def give_up(self) -> None:
         """Let whatever waits for the aggregator fail at once; what was sent is not lost."""
         self._aggregator.give_up()
@@ -149,6 +174,13 @@ class AgentWork:
         self._leave(wait=True)
 
     # -- inside ------------------------------------------------------------------------------------------
+
+    def _is_expected(self, session: str) -> bool:
+        """Whether a session is one that this participant approved, and nothing keeps it from its seat."""
+        if session in self._failed:
+            return False
+        states = {study.session: study.state for study in self._studies()}
+        return states.get(session) in ("approved", "started", "paused")
 
     def _try(self, what: str, step: Callable[[], object]) -> None:
         try:
@@ -276,10 +308,13 @@ class AgentWork:
 
     def _base(self, study: DeskStudy) -> Path:
         """Give the base model's file, fetched where it is not there."""
-        place = self._home.folder / "models" / f"{study.proposal.body.base_model.hex()}.safetensors"
+        place = self._base_file(study)
         place.parent.mkdir(mode=0o700, exist_ok=True)
         self._client.fetch_model(study.proposal, place)
         return place
+
+    def _base_file(self, study: DeskStudy) -> Path:
+        return self._home.folder / "models" / f"{study.proposal.body.base_model.hex()}.safetensors"
 
     def _get_up(self, session: str, stopped: DeskStudy | None = None) -> None:
         self._leaving[session] = self._seats.pop(session), stopped

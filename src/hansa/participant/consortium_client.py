@@ -252,6 +252,10 @@ class ConsortiumClient:
         except OSError as error:
             raise StoreNotWritable(f"{path.name} cannot be written: {error.strerror}") from error
 
+    def give_up(self) -> None:
+        """End every call, now and from now on; see `CoordinatorChannel.give_up`."""
+        self._channel.give_up()
+
     # -- inside ------------------------------------------------------------------------------------------
 
     def _fetch(self, stub: Any, body: Proposal, partial: Path, seconds: float) -> None:

@@ -45,9 +45,10 @@ class CoordinatorChannel:
         participant: Id that its certificate must name.
         patience: How long calls are tried.
         clock: The time, with its zone, for certificates.
-        sleep: Waits so many seconds; by default until then, or until `give_up`.
+        sleep: Waits so many seconds; until `give_up` where it is not given.
 
     Guarantees:
+        - After `give_up` no call lasts, neither one that is made then nor one that is in progress.
         - Nothing is sent to a peer that does not show a certificate of the authority for the address.
         - A renewed certificate is used from the next call on.
         - A call that fails for want of a connection, room or a worker is made again until its deadline; any other failure is
@@ -65,9 +66,8 @@ class CoordinatorChannel:
         sleep: Callable[[float], object] | None = None,
     ) -> None:
         self._address, self._tls, self._participant = address, tls, participant
-        self._patience, self._clock = patience or Patience(), clock
         self._given_up = threading.Event()
-        self._sleep = self._given_up.wait if sleep is None else sleep
+        self._patience, self._clock, self._sleep = patience or Patience(), clock, sleep or self._given_up.wait
         self._lock = threading.Lock()
         self._made_of: TlsMaterial | None = None
         self._channel: Any = None
@@ -90,10 +90,18 @@ class CoordinatorChannel:
         end = time.monotonic() + self._patience.deadline_seconds
         pause, before = self._patience.first_pause_seconds, None
         while True:
+            if self._given_up.is_set():
+                raise CoordinatorUnreachable("this process is about to end")
             channel = self._ready_channel()
             try:
                 return step(channel, max(end - time.monotonic(), _SHORTEST_CALL_SECONDS))
+            except ValueError:  # grpc's word for a channel that was closed before the call
+                if not self._given_up.is_set():
+                    raise
+                continue  # to the error above
             except grpc.RpcError as failed:
+                if self._given_up.is_set():
+                    continue
                 left = end - time.monotonic()
                 if not is_transient(failed):
                     raise error_of(failed, kinds) from failed
@@ -107,7 +115,7 @@ class CoordinatorChannel:
             pause = min(2 * pause, self._patience.longest_pause_seconds)
 
     def give_up(self) -> None:
-        """Let every call fail that is made now or later: the process is to end, and what was sent is not lost."""
+        """End every call, now and from now on: this process is to end, and what it owes is on its disk."""
         self._given_up.set()
         self.close()
 

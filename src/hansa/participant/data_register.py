@@ -1,13 +1,15 @@
-"""The participant's register of its named data sets: the identity of each name, its commitments so far, the marks of its units.
+"""The participant's register of its named data sets: the identity of each name, its commitments so far, the marks of its units,
+and how far its ledger was known to have come.
 
-One sealed record a name, in the encrypted store `data-sets.db` beside the ledgers; its key is derived from the ledgers' salt, so
-there is no further file to lose. It holds no value of a record.
+One sealed record a name and one a ledger, in the encrypted store `data-sets.db` beside the ledgers; its key is derived from the
+ledgers' salt, so there is no further file to lose. It holds no value of a record.
 """
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,9 @@ from hansa.secure_agg.derivation import derive_key
 
 FILE = "data-sets.db"
 FORMAT = "hansa/data-register/v1"
-_PREFIX = "data-set/"
+_PREFIX, _LEDGER_PREFIX = "data-set/", "ledger/"
 _HEAD_BYTES = 4
+_SIZE_BYTES = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,12 +91,17 @@ class DataRegister:
 
     def __init__(self, store: SealedStore) -> None:
         self._store = store
-        self.data_sets: dict[str, NamedData] = {}
-        for key in store.keys(_PREFIX):
+
+    @cached_property
+    def data_sets(self) -> dict[str, NamedData]:
+        """All data sets by name; their marks are many, so they are read when somebody asks."""
+        found = {}
+        for key in self._store.keys(_PREFIX):
             name = key.removeprefix(_PREFIX)
-            encoded = store.get(key)
+            encoded = self._store.get(key)
             if encoded is not None:
-                self.data_sets[name] = NamedData.decode(name, encoded)
+                found[name] = NamedData.decode(name, encoded)
+        return found
 
     def keep(self, data: NamedData) -> None:
         """Keep a data set; it is on disk when this returns."""
@@ -101,6 +109,20 @@ class DataRegister:
             return
         self._store.put(_PREFIX + data.name, data.encode())
         self.data_sets[data.name] = data
+
+    def ledger_seen(self, name: str) -> tuple[int, bytes]:
+        """Give the most entries that a data set's ledger was seen with, and the root over them; 0 before any."""
+        encoded = self._store.get(_LEDGER_PREFIX + name)
+        return (
+            (0, b"")
+            if encoded is None
+            else (int.from_bytes(encoded[:_SIZE_BYTES], "big"), encoded[_SIZE_BYTES:])
+        )
+
+    def keep_ledger(self, name: str, size: int, root: bytes) -> None:
+        """Keep that a data set's ledger has come so far, unless it was seen further already."""
+        if size > self.ledger_seen(name)[0]:
+            self._store.put(_LEDGER_PREFIX + name, size.to_bytes(_SIZE_BYTES, "big") + root)
 
 
 @contextmanager

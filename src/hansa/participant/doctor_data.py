@@ -14,6 +14,7 @@ from hansa.errors import (
     DatasetSyntaxError,
     Error,
     InvalidValue,
+    LedgerMismatch,
     PolicyFileMissing,
     PolicyRefusal,
     SpentFileMissing,
@@ -34,7 +35,7 @@ from hansa.participant.study_desk import DeskStudy, policy_for, verify_allowed
 from hansa.privacy.accounting import epsilon_of_all
 from hansa.privacy.data_identity import ledger_path
 from hansa.privacy.forecast import forecast
-from hansa.privacy.spent import Reservation, reservations_in
+from hansa.privacy.spent import SpentSoFar, read_spent
 
 READ_SECONDS = 300.0
 ADD = "participant dataset add NAME --kind csv --path FILE --policy policy.toml"
@@ -177,7 +178,9 @@ def look_at_budgets(place: Examination) -> Iterator[Finding]:
         identity = identities.get(entry.name)
         ledger = None if identity is None else ledger_path(place.folder, identity)
         try:
-            spent = () if ledger is None or not ledger.exists() else reservations_in(ledger)
+            spent = SpentSoFar(reservations=(), delta=None)
+            if ledger is not None and ledger.exists():
+                spent = read_spent(ledger)
         except SpentFileMissing as error:
             yield failure(error, f"chmod u+r {shlex.quote(str(ledger))}", subject=entry.name)
             continue
@@ -188,11 +191,12 @@ def look_at_budgets(place: Examination) -> Iterator[Finding]:
 
 
 def _budget_findings(
-    place: Examination, entry: DatasetEntry, policy: Policy, spent: tuple[Reservation, ...]
+    place: Examination, entry: DatasetEntry, policy: Policy, spent: SpentSoFar
 ) -> Iterator[Finding]:
     limit, file = policy.epsilon_limit, place.folder / (entry.policy or FILE)
-    used = epsilon_of_all([one.mechanism for one in spent], policy.delta_limit) if spent else 0.0
-    told = f"epsilon {used:.3f} of {limit:g} is spent at delta {policy.delta_limit:g}"
+    delta = policy.delta_limit if spent.delta is None else spent.delta
+    used = epsilon_of_all([one.mechanism for one in spent.reservations], delta)
+    told = f"epsilon {used:.3f} of {limit:g} is spent at delta {delta:g}"
     if not used < limit:
         yield fail(f"{told}: nothing is left", edit(file), code="budget_exhausted", subject=entry.name)
         return
@@ -201,10 +205,12 @@ def _budget_findings(
         yield _fits(study, entry, limit, spent, edit(file))
 
 
-def _fits(
-    study: DeskStudy, entry: DatasetEntry, limit: float, spent: tuple[Reservation, ...], mend: str
-) -> Finding:
-    found = forecast(study.proposal.body.agreement(), reservations=spent, limit=limit)
+def _fits(study: DeskStudy, entry: DatasetEntry, limit: float, spent: SpentSoFar, mend: str) -> Finding:
+    agreement = study.proposal.body.agreement()
+    try:
+        found = forecast(agreement, reservations=spent.reservations, delta=spent.delta, limit=limit)
+    except LedgerMismatch as error:
+        return fail(f"study {study.name}: {error.message}", mend, code=error.code, subject=entry.name)
     if found.passes_at is None:
         after = found.epsilons[-1] if found.epsilons else found.epsilon_before
         return ok(f"study {study.name} fits: epsilon {after:.3f} after it", subject=entry.name)

@@ -36,6 +36,7 @@ _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
 _FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.25, 5.0
 _FETCH_SECONDS = 0.5  # the coordinator's grid fetches a reply within it
 _MOST_RUNS = 64
+_LEAVE_SECONDS = 5.0  # for a coordinator that may be away
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +104,7 @@ class FleetConnection:
         self._connected, self._waiting = False, threading.Event()
         self._bundles: dict[int, bool] = {}
         self._sent_at = 0.0
+        self._abandoned: Callable[[], bool] = lambda: False
 
     @property
     def state(self) -> FleetState:
@@ -114,12 +116,16 @@ class FleetConnection:
             error=None if self._connected else self._error,
         )
 
-    def run(self, handler: Handler, stop: threading.Event) -> None:
+    def run(
+        self, handler: Handler, stop: threading.Event, abandoned: Callable[[], bool] = lambda: False
+    ) -> None:
         """Answer requests until `stop` is set.
 
         Args:
             handler: Answers a request; the same request always with the same reply. See `session_handler`.
             stop: Set by whoever wants the node to end, such as a handler of SIGTERM.
+            abandoned: Whether the request that is being answered was broken off: then what the handler gives is no reply, none is
+                sent, and the next process is asked the same again.
 
         Raises:
             StoreInUse: Another process serves this node.
@@ -128,7 +134,7 @@ class FleetConnection:
             InvalidValue: The address or the node key cannot be used.
         """
         client_tls(certificate=self._certificate, key=self._key, authority=self._authority)
-        failures = 0
+        failures, self._abandoned = 0, abandoned
         with Outbox(self._folder) as outbox:
             while not stop.is_set():
                 known = self._connections
@@ -204,7 +210,10 @@ class FleetConnection:
         except (MalformedMessage, CodeBundleRefused) as error:
             self._report(error)
             return
-        reply = to_proto(self._handled(handler, message), token_hex(32))
+        answer = self._handled(handler, message)
+        if self._abandoned():
+            return
+        reply = to_proto(answer, token_hex(32))
         if reply.ByteSize() > self._most_bytes:
             self._report(
                 MessageTooLarge(f"a reply has {reply.ByteSize()} bytes, the bound is {self._most_bytes}")
@@ -249,7 +258,7 @@ class FleetConnection:
             if stop.wait(0.2 if time.monotonic() < due else 0.0):
                 if self._waiting.is_set():
                     with suppress(Error):
-                        client.deactivate()  # the front lets go of the waiting call
+                        client.deactivate(_LEAVE_SECONDS)  # the front lets go of the waiting call
                 return
             if time.monotonic() >= due:
                 due = time.monotonic() + HEARTBEAT_SECONDS * random.uniform(0.7, 0.9)
@@ -260,7 +269,7 @@ class FleetConnection:
         """Take leave; a reply that was just sent is fetched first, for with its node gone the SuperLink drops it."""
         time.sleep(max(0.0, self._sent_at + _FETCH_SECONDS - time.monotonic()))
         with suppress(Error):
-            client.deactivate()
+            client.deactivate(_LEAVE_SECONDS)
 
     def _note(self, error: Error) -> None:
         """Report an error of the connection, one that goes on only once."""

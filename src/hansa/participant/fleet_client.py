@@ -118,10 +118,10 @@ class FleetClient:
         self.node_id = self._call("activate-node", request, ActivateNodeResponse).node_id
         return self.node_id
 
-    def deactivate(self) -> None:
+    def deactivate(self, timeout_seconds: float | None = None) -> None:
         """Take leave, so that the node can come back at any time."""
         request = DeactivateNodeRequest(node_id=self._node().node_id)
-        self._call("deactivate-node", request, DeactivateNodeResponse)
+        self._call("deactivate-node", request, DeactivateNodeResponse, timeout_seconds=timeout_seconds)
 
     def heartbeat(self) -> bool:
         """Say that the node is there; tell whether the SuperLink knows it."""

@@ -56,6 +56,9 @@ class ParticipantNode(NodeCore):
             known, which no such list allows.
         submitter: Who submits the study, for the policy's list of submitters; None likewise.
 
+    Raises:
+        LedgerDamaged: The ledger is an older copy than one whose head this participant has signed in this study, or another one.
+
     Guarantees:
         - No record is read before the policy agreed and the round's ε is on the disk as reserved.
         - A round that passes any limit of the policy, for ever, of the study or of the month, is refused by its code; it reads
@@ -63,6 +66,7 @@ class ParticipantNode(NodeCore):
         - Every value that a private record influenced is noised before it is compressed, masked and encrypted.
         - A model state is trained from once: another attempt at its round, or a restart, sends the same update under
           other masks and spends nothing.
+        - A ledger that was put back to an older copy spends nothing: a node is not made on it while its store knows better.
         - The header of an upload carries the ledger's tree head with this round's reservation in it; of the others the header with
           the longest one is kept.
         - Rounds are the study's, from 1 on, one after another: none is skipped, none follows one that was not closed.
@@ -193,6 +197,7 @@ class ParticipantNode(NodeCore):
             raise OutOfOrder(f"round {round_index} cannot be left behind before {self.state.round + 1}")
         link = machine.skip(round_index, attempt, voids, transcript=self.state.transcript)
         with self._advancing():
+            self.rosters.note_void(round_index)
             self.state.skip(link)
             self._progress = replace(
                 self._progress, result=b"", roster_hash=b"", awaits_close=None, contributors=0

@@ -8,6 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hansa.errors import (
     KeyRotationDue,
     OutOfOrder,
@@ -23,8 +26,15 @@ from hansa.participant.node_state import (
     save_state,
 )
 from hansa.participant.policy import Policy
-from hansa.participant.seen_heads import heads_apart, keep_heads, kept_heads, seen_head_as_json
-from hansa.participant.shared_state import SharedState
+from hansa.participant.round_rosters import RoundRosters
+from hansa.participant.seen_heads import (
+    head_of_header,
+    heads_apart,
+    keep_heads,
+    kept_heads,
+    seen_head_as_json,
+)
+from hansa.participant.shared_state import SharedState, result_of
 from hansa.participant.trainer import Rows
 from hansa.privacy.budget import Budget
 from hansa.privacy.data_identity import ledger_path
@@ -109,9 +119,22 @@ class NodeCore:
             random_bytes=random.bytes,
             credentials=credentials,
         )
-        self.state, self._progress = load_state(store, SharedState(values=layout.gather(model)))
+        self.rosters = RoundRosters(state_directory, study.id)
+        self._start = layout.gather(model)
+        self.state, self._progress = load_state(store, SharedState(values=self._start.copy()))
         self.faulty_holders: set[str] = set()
+        self._verify_ledger_not_older()
         self._recover()
+
+    def _verify_ledger_not_older(self) -> None:
+        """Check that the ledger continues the longest head of it that this participant has signed in this study.
+
+        Raises:
+            LedgerDamaged: It is an older copy, or another one; what was spent is not known.
+        """
+        signed = kept_heads(self._store).get(self.name)
+        if signed is not None:
+            self.updates.budget.verify_continues(*head_of_header(signed))
 
     def _recover(self) -> None:
         """Finish what a crash left half done: a round whose new state was kept, but whose attempt was not closed."""
@@ -146,6 +169,7 @@ class NodeCore:
     def _apply(self, round_index: int, opened: Opened) -> None:
         """Take the optimizer step, in memory."""
         self.faulty_holders.update(opened.faulty_holders)
+        self.rosters.note_sum(round_index, self._roster.participants, opened.contributors)
         self.updates.apply(self.state, round_index, opened, self._group_key())
 
     def _contributors(self, opened: Opened) -> int:
@@ -225,6 +249,10 @@ class NodeCore:
     def is_finished(self) -> bool:
         """Whether all rounds of the study are applied and closed."""
         return self.state.round >= self._study.training.rounds and self._progress.awaits_close is None
+
+    def result(self) -> NDArray[np.float64]:
+        """Give the trained vector that the study leaves behind, (P,), or would if it ended now; see `shared_state.result_of`."""
+        return result_of(self._start, self.state.values, self._study)
 
     @property
     def budget(self) -> Budget:

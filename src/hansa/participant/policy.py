@@ -42,6 +42,8 @@ class Policy:
         submitters: Who may submit a study; empty for anybody.
         required_layers: Protections that must be on, by their names in `Study.protections`.
         noise_contributors_least: Fewest members that a study in distributed mode counts on; None allows no such study.
+        colluders_least: Fewest members whose noise such a study must leave uncounted. With 0 the ε of the ledger would not hold
+            towards any other member, for each knows its own share of the noise.
         data_set: Name of the data set, for messages.
     """
 
@@ -56,6 +58,7 @@ class Policy:
     submitters: frozenset[str] = frozenset()
     required_layers: frozenset[str] = REQUIRED_LAYERS
     noise_contributors_least: int | None = None
+    colluders_least: int = 1
     data_set: str = ""
 
     def verify_study(
@@ -75,7 +78,8 @@ class Policy:
             BudgetExhausted: δ is above the limit, or the study plans for more than one study may spend.
             CohortBelowPolicy: Too few participants.
             TooManyRounds: More rounds than any study may plan.
-            TooLittleNoise: Its noise is distributed, among fewer members than the participant asks for, or it allows none such.
+            TooLittleNoise: Its noise is distributed, among fewer members than the participant asks for or with fewer colluders
+                left uncounted, or it allows none such.
         """
         if study.id not in self.studies:
             raise UnknownStudy(f"study {study.id[:16]} was not agreed to by this participant")
@@ -106,6 +110,11 @@ class Policy:
         if offered is None or offered < least:
             raise TooLittleNoise(
                 f"the study counts on the noise of {offered} members, below this participant's least, {least}"
+            )
+        if (study.privacy.colluders or 0) < self.colluders_least:
+            raise TooLittleNoise(
+                f"the study leaves the noise of {study.privacy.colluders} colluders uncounted, below this participant's least,"
+                f" {self.colluders_least}"
             )
 
     def _verify_sizes(self, study: Study) -> None:

@@ -84,6 +84,12 @@ class PolicyFile(_Settings):
         le=PARTICIPANTS_MOST,
         description="fewest members whose noise a distributed study counts on; default: no distributed study is allowed",
     )
+    colluders_least: int = Field(
+        default=1,
+        ge=0,
+        le=PARTICIPANTS_MOST,
+        description="fewest members whose noise a distributed study leaves uncounted; 0 gives up protection from the other members",
+    )
     required_layers: Annotated[tuple[Layer, ...], Field(strict=False, max_length=100)] = Field(
         default=(
             "differential_privacy",
@@ -123,6 +129,7 @@ class PolicyFile(_Settings):
             smallest_cohort=self.smallest_cohort,
             most_rounds=self.most_rounds,
             noise_contributors_least=self.noise_contributors_least,
+            colluders_least=self.colluders_least,
             models=frozenset(self.allow.models),
             submitters=frozenset(self.allow.submitters),
             required_layers=frozenset(self.required_layers),

@@ -7,7 +7,8 @@ already is refused, for it would have a second budget.
     what is lost                        what happens
     salt                                refused, while there are ledgers
     register, or it is an older copy    refused, while there is a ledger that it does not know
-    both and all ledgers                every budget begins anew: the folder is the participant's memory
+    a ledger, or it is an older copy    refused, while the register has seen it longer, or another one
+    all of them, or older copies of all  what the copies do not know begins anew: the folder is the participant's memory
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -16,11 +17,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hansa.errors import DataAlreadyRegistered, LedgerMismatch
+from hansa.errors import DataAlreadyRegistered, LedgerDamaged, LedgerMismatch
 from hansa.participant.data_register import FILE as REGISTER_FILE
-from hansa.participant.data_register import Commitment, NamedData, open_register
+from hansa.participant.data_register import Commitment, DataRegister, NamedData, open_register
 from hansa.participant.store import open_or_make_key
 from hansa.privacy.data_identity import data_commitment, ledger_path, unit_marks
+from hansa.privacy.ledger import read_ledger
+from hansa.privacy.ledger_head import TreeHead
 
 SALT_FILE = "ledger.salt"
 
@@ -72,12 +75,14 @@ def register_named_data(
     Raises:
         DataAlreadyRegistered: A unit is or was in a data set of another name; the message says which.
         LedgerMismatch: There is a ledger that salt or register do not know.
+        LedgerDamaged: The data set's ledger is gone, does not hold, or does not continue the one that the register has seen.
         KeyFileUnsafe, StoreDamaged, StoreInUse, StoreNotWritable: Salt or register cannot be used.
 
     Guarantees:
         - A name has one identity, and so one ledger, whatever its data becomes.
         - No unit has ledgers under two names, not even after it left the first.
-        - A lost or older register never begins a new budget.
+        - A lost or older register never begins a new budget, and neither does a lost or older ledger beside a register that has
+          seen it longer.
         - What is registered is on disk before this returns. A refusal changes nothing.
     """
     _verify_salt(folder)
@@ -92,8 +97,25 @@ def register_named_data(
         if known is None:
             known = NamedData(name=name, commitments=(commitment,), marks=found)
         data = known.grown(commitment, found)
+        seen = _verify_ledger_continues(folder, register, data)
         register.keep(data)
+        register.keep_ledger(name, *seen)
         return data.identity
+
+
+def note_ledger(folder: Path, name: str, head: TreeHead) -> None:
+    """Tell the register how far a data set's ledger has come, so that it is missed if it is gone at the next start.
+
+    Args:
+        folder: The participant's own folder.
+        name: The data set's name.
+        head: Tree head of what is on the disk.
+
+    Raises:
+        StoreInUse: Another process uses the register at this moment; nothing depends on being told each time.
+    """
+    with open_register(folder, open_or_make_key(folder / SALT_FILE)) as register:
+        register.keep_ledger(name, head.size, head.root)
 
 
 def verify_registrable(folder: Path, name: str, marks: Collection[bytes]) -> bool:
@@ -105,6 +127,8 @@ def verify_registrable(folder: Path, name: str, marks: Collection[bytes]) -> boo
     salt = open_or_make_key(folder / SALT_FILE)
     with open_register(folder, salt) as register:
         _verify_new_or_same(folder, register.data_sets, name, unit_marks(salt, marks))
+        if name in register.data_sets:
+            _verify_ledger_continues(folder, register, register.data_sets[name])
         return name in register.data_sets
 
 
@@ -134,6 +158,22 @@ def _verify_ledgers_known(folder: Path, data_sets: Mapping[str, NamedData]) -> N
             f"{unknown[0]} belongs to no registered data set: {REGISTER_FILE} is gone, or older than the ledgers",
             hint=f"restore {REGISTER_FILE} from a backup; a new one would begin budgets anew",
         )
+
+
+def _verify_ledger_continues(folder: Path, register: DataRegister, data: NamedData) -> tuple[int, bytes]:
+    """Check that a data set's ledger begins with what the register has seen of it; give its size (0: none) and root."""
+    path = ledger_path(folder, data.identity)
+    size, root = register.ledger_seen(data.name)
+    if not path.exists():
+        if size:
+            raise LedgerDamaged(f"{path.name} is gone, and had {size} entries")
+        return 0, b""
+    history = read_ledger(path, every_signature=False).history
+    if size > history.size or (size and history.roots[size - 1] != root):
+        raise LedgerDamaged(
+            f"{path.name} is an older copy or another ledger: it does not continue the {size} entries that it had"
+        )
+    return history.size, history.roots[-1] if history.size else b""
 
 
 def _verify_new_or_same(

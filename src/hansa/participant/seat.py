@@ -7,7 +7,7 @@ from typing import Any
 
 from flwr.app import Context, Message
 
-from hansa.errors import Error, OutOfOrder, PolicyFileMissing
+from hansa.errors import Error, OutOfOrder, PolicyFileMissing, StoreInUse
 from hansa.federation.agreements import roster_of
 from hansa.federation.files import make_folder
 from hansa.models.base_files import load_base
@@ -23,6 +23,7 @@ from hansa.participant.metrics import EpsilonStanding
 from hansa.participant.node import ParticipantNode
 from hansa.participant.policy import Policy
 from hansa.participant.policy_file import load_policy
+from hansa.participant.registered_data import note_ledger
 from hansa.participant.session_apps import aborted
 from hansa.participant.store import SealedStore, open_or_make_key
 from hansa.participant.study_desk import DeskStudy, policy_for, verify_allowed
@@ -68,6 +69,7 @@ class Seat:
             raise OutOfOrder(f"the study {study.name!r} was not started")
         self.study, self._home, self._folder = study, home, folder
         self._lock, self._is_closed = threading.Lock(), False
+        self._noted, self._report = 0, report
         self._next_policy: Policy | None = None
         self._standing: tuple[object, tuple[EpsilonStanding, ...]] = (None, ())
         body, self._agreement = study.proposal.body, study.proposal.body.agreement()
@@ -112,7 +114,20 @@ class Seat:
                 return aborted(message)
             self._take_policy()
             answer: Message = self._app(message, context)
+            self._note_ledger()
             return answer
+
+    def _note_ledger(self) -> None:
+        """Tell the register how far the ledger has come; where it is in use, with the next request."""
+        head = self.node.budget.head
+        if head is not None and head.size > self._noted:
+            try:
+                note_ledger(self._home.folder, self.study.data_set, head)
+                self._noted = head.size
+            except StoreInUse:
+                pass
+            except Error as error:  # what was done stands, and so does its answer
+                self._report(error)
 
     @property
     def rounds_done(self) -> int:
@@ -166,7 +181,7 @@ class Seat:
 
     def _save_model(self) -> Path:
         state = self.node.state
-        self._layout.load(self._model, state.values)
+        self._layout.load(self._model, self.node.result())
         training = {
             "study": self._agreement.id,
             "session": self.study.session,

@@ -67,6 +67,11 @@ def heads_apart(store: Store) -> Mapping[str, tuple[bytes, bytes]]:
     return {name: (first, second) for name, (first, second) in _load(store, _APART).items()}
 
 
+def head_of_header(signed: bytes) -> tuple[int, bytes]:
+    """Give size and root of the ledger head in a header that `kept_heads` gave; size 0 where it shows no ledger."""
+    return decode_head(_body(signed).ledger_head)
+
+
 def seen_head_as_json(signed: bytes, public_key: bytes) -> dict[str, Any]:
     """Give a signed header for a file that `hansa audit verify --head` reads.
 

@@ -103,6 +103,28 @@ class SharedState:
         return digest.digest()
 
 
+def result_of(start: Vector, values: Vector, study: Study) -> Vector:
+    """Give the result of a study: the agreed share of the way from the base to the last state.
+
+    A run whose noise is large against what it learned can end below a base that solves the task already; a shorter way stays nearer
+    to that base (`docs/utility.md`). It looks at nothing but what was released: no privacy is spent.
+
+    Args:
+        start: (P,) the base's trained vector, public.
+        values: (P,) the state's.
+        study: The agreement.
+
+    Returns:
+        (P,) a vector of its own.
+
+    Guarantees:
+        - The same bits at all members that hold one state: start + share · (values - start), elementwise.
+        - With a share of 1, the state's own bits.
+    """
+    share = study.training.result_share
+    return values.copy() if share == 1.0 else start + share * (values - start)
+
+
 def learning_rate(study: Study, applied_rounds: int) -> float:
     """Step size of the next round: constant, or falling linearly to a tenth over the study's rounds."""
     rate = study.training.server_optimizer.learning_rate

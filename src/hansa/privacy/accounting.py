@@ -22,6 +22,10 @@ _GRID = 1e-3
 # σ is rounded up to this step, so that all participants, whose last bits may differ, calibrate to the same number.
 _NOISE_STEP = 1e-3
 _NOISE_MINIMUM, _NOISE_MAXIMUM = 0.3, 200.0
+# Composition takes powers of a Fourier transform in double precision: its relative error of 10^-16 grows with the power, so mass
+# is misplaced by some 2·10^-17 a step (measured against the closed form, 10 to 4·10^6 steps). Ten times that is kept back from δ.
+_ROUNDING_A_STEP = 2e-16
+_ROUNDING_STEPS_LEAST = 50
 
 
 class Mechanism(NamedTuple):
@@ -51,10 +55,11 @@ def epsilon_of(*, noise_multiplier: float, sample_rate: float, steps: int, delta
         delta: δ.
 
     Returns:
-        ε, at least the true one; `inf` without noise.
+        ε, at least the true one; `inf` without noise, and where δ is so small that floating point could not tell.
 
     Guarantees:
         - Grows with the number of steps.
+        - At least the closed form where there is no sampling, however small δ is.
         - Within 0.5 % of Opacus' PRV accountant, and of the closed form where there is no sampling.
     """
     if steps == 0:
@@ -62,7 +67,17 @@ def epsilon_of(*, noise_multiplier: float, sample_rate: float, steps: int, delta
     if noise_multiplier <= 0.0:
         return math.inf
     composed = step_distribution(noise_multiplier, sample_rate).self_compose(steps)
-    return float(composed.get_epsilon_for_delta(delta))
+    return _epsilon_at(composed, steps, delta)
+
+
+def usable_delta(delta: float, steps: int) -> float:
+    """Give what is left of δ once the rounding of so many composed steps is kept back; 0 or less where nothing is."""
+    return delta - _ROUNDING_A_STEP * (steps + _ROUNDING_STEPS_LEAST)
+
+
+def _epsilon_at(distribution: Any, steps: int, delta: float) -> float:
+    left = usable_delta(delta, steps)
+    return float(distribution.get_epsilon_for_delta(left)) if left > 0 else math.inf
 
 
 def merged(mechanisms: Iterable[tuple[float, float, int]]) -> tuple[Mechanism, ...]:
@@ -118,7 +133,8 @@ def epsilon_of_all(mechanisms: Iterable[tuple[float, float, int]], delta: float)
     )
     if len(parts) < 2 or math.isinf(alone):
         return alone
-    return max(alone, float(composed_distribution(parts).get_epsilon_for_delta(delta)))
+    composed = composed_distribution(parts)
+    return max(alone, _epsilon_at(composed, sum(one.steps for one in parts), delta))
 
 
 def calibrate(*, epsilon: float, delta: float, sample_rate: float, steps: int) -> float:

@@ -10,8 +10,9 @@
 The limit is the one that the participant wrote down when it reserved; whether it was the right one is not in the file.
 """
 
+import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,8 @@ class LedgerAudit:
         head: Its tree head.
         signature: The signature of that head.
         leaves: Leaf hash of every entry.
+        roots: Merkle root after every entry.
+        times: What the clock said at every entry, seconds since 1970; nobody vouches for it.
         reservations: Every round, in order; line, steps, limit, committed.
         round_epsilon: ε of each of them by itself.
         study_epsilon: ε of each study by itself.
@@ -48,6 +51,8 @@ class LedgerAudit:
     head: TreeHead
     signature: bytes
     leaves: Sequence[bytes]
+    roots: Sequence[bytes]
+    times: Sequence[int]
     reservations: Sequence[Reservation]
     round_epsilon: Sequence[float]
     study_epsilon: Mapping[str, float]
@@ -134,7 +139,7 @@ def audit_ledger(
             _verify_continues(path, found, head)
     # 4, 5
     verify_limits(path.name, opening.delta, history.reservations)
-    rounds = [_epsilon_of([reservation], opening.delta) for reservation in history.reservations]
+    rounds = [epsilon_of_reservations([reservation], opening.delta) for reservation in history.reservations]
     by_study: dict[str, list[Reservation]] = {}
     for reservation in history.reservations:
         by_study.setdefault(reservation.spending.study, []).append(reservation)
@@ -144,10 +149,14 @@ def audit_ledger(
         head=history.head(),
         signature=history.signature,
         leaves=history.leaves,
+        roots=history.roots,
+        times=[json.loads(entry)["time"] for entry in history.encoded],
         reservations=history.reservations,
         round_epsilon=rounds,
-        study_epsilon={study: _epsilon_of(spent, opening.delta) for study, spent in by_study.items()},
-        epsilon=_epsilon_of(history.reservations, opening.delta),
+        study_epsilon={
+            study: epsilon_of_reservations(spent, opening.delta) for study, spent in by_study.items()
+        },
+        epsilon=epsilon_of_reservations(history.reservations, opening.delta),
         notes=_notes(path, found),
     )
 
@@ -224,7 +233,8 @@ def _verify_same_history(one: LedgerAudit, other: LedgerAudit) -> None:
             )
 
 
-def _epsilon_of(reservations: Sequence[Reservation], delta: float) -> float:
+def epsilon_of_reservations(reservations: Iterable[Reservation], delta: float) -> float:
+    """Compute ε of reserved rounds together, as they count now."""
     steps: Counter[Mechanism] = Counter()
     for reservation in reservations:
         steps[reservation.counted.mechanism] += reservation.counted.steps

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from hansa.errors import BudgetExhausted
+from hansa.errors import BudgetExhausted, LedgerDamaged
 from hansa.privacy import accounting
 from hansa.privacy.ledger import Ledger, LedgerOwner
 from hansa.privacy.ledger_format import spending_problem
@@ -59,11 +59,11 @@ class Budget:
           commit says how much arrived.
         - A reservation counts what other objects and processes have reserved in the same file: together they pass no limit.
         - An entry counts in the month of the clock or in the latest month of the ledger, whichever is later: a clock that is set
-          back renews nothing.
+          back renews nothing. It is the month that the gate was asked with.
     """
 
     def __init__(self, path: Path, *, epsilon_limit: float, delta: float, owner: LedgerOwner) -> None:
-        self.path, self.epsilon_limit, self._owner = path, epsilon_limit, owner
+        self.path, self.epsilon_limit = path, epsilon_limit
         self._ledger = Ledger(path, owner=owner, delta=delta)
 
     @property
@@ -76,6 +76,22 @@ class Budget:
         """The tree head after the last entry that this object has seen; None before the first."""
         history = self._ledger.history
         return history.head() if history.size else None
+
+    def verify_continues(self, size: int, root: bytes) -> None:
+        """Check that the ledger begins with what is known of it from elsewhere.
+
+        Args:
+            size: Entries that it had; 0 for none.
+            root: Merkle root over them.
+
+        Raises:
+            LedgerDamaged: It has fewer entries, or others.
+        """
+        history = self._ledger.history
+        if size > history.size or (size and history.roots[size - 1] != root):
+            raise LedgerDamaged(
+                f"{self.path.name} is an older copy or another ledger: it does not continue the {size} entries that it had"
+            )
 
     def spent(self, *, study: str | None = None, month: str | None = None) -> Sequence[accounting.Mechanism]:
         """Give what was reserved, of one study or in one month or both; see `spent.Spent`."""
@@ -114,7 +130,7 @@ class Budget:
         """
         limit = self.epsilon_limit if self.epsilon_limit <= _LIMIT_MOST else None
         fields = {**entry_fields(spending), "epsilon_limit": limit}
-        self._ledger.append("reserve", fields, verify=lambda: self._verify(fields, spending, gate))
+        self._ledger.append("reserve", fields, verify=lambda now: self._verify(fields, spending, gate, now))
         return self.epsilon()
 
     def charge(
@@ -141,10 +157,10 @@ class Budget:
         spending = Spending(study=study, round=0, attempt=0, **mechanism._asdict())
         limit = self.epsilon_limit if self.epsilon_limit <= _LIMIT_MOST else None
         fields = {"purpose": purpose, "study": study, **mechanism._asdict(), "epsilon_limit": limit}
-        self._ledger.append("charge", fields, verify=lambda: self._verify(fields, spending, gate))
+        self._ledger.append("charge", fields, verify=lambda now: self._verify(fields, spending, gate, now))
         return self.epsilon()
 
-    def _verify(self, fields: Mapping[str, Any], spending: Spending, gate: Gate | None) -> None:
+    def _verify(self, fields: Mapping[str, Any], spending: Spending, gate: Gate | None, now: int) -> None:
         what = fields.get("purpose", f"round {spending.round}")
         if gate is not None:
             gate(
@@ -152,7 +168,7 @@ class Budget:
                 accounting.Mechanism(*spending.mechanism, spending.steps),
                 delta=self.delta,
                 spent=self.spent,
-                month=max(month_of(self._owner.now()), self._ledger.history.month),
+                month=max(month_of(now), self._ledger.history.month),
             )
         after = self.epsilon(spending)
         if not after <= self.epsilon_limit:  # a limit that is NaN allows nothing
@@ -180,4 +196,4 @@ class Budget:
         if spending.distributed is not None and contributors > spending.distributed.contributors:
             spending = spending.arrived(contributors)
         fields = entry_fields(spending)
-        self._ledger.append("commit", fields, verify=lambda: history.verify_reserved(spending))
+        self._ledger.append("commit", fields, verify=lambda _: history.verify_reserved(spending))

@@ -1,12 +1,14 @@
 """What further rounds of a study will cost a data set, before anything is spent.
 
 All numbers follow from the study and the ledger; they are the same that the participant's gate will compute. A study's constants
-are public, so without a ledger one forecast holds for every participant.
+are public, so without a ledger one forecast holds for every participant. Where noise is distributed the gate may count a little
+more noise than the study's ε needs (`distributed.plan_noise`), and commits may lower ε later: there a forecast is an upper bound.
 """
 
 import math
 from dataclasses import dataclass
 
+from hansa.errors import LedgerMismatch
 from hansa.privacy.accounting import Mechanism, calibrate, epsilon_of_all, merged
 from hansa.privacy.cross_check import CrossCheck, cross_check_all
 from hansa.privacy.epsilon_curve import epsilons_by_round
@@ -23,7 +25,7 @@ class Forecast:
 
     Attributes:
         round_mechanism: What one round costs: σ, q and the local steps.
-        delta: δ.
+        delta: δ at which ε is stated: that of the ledger, or of the study where there is none.
         limit: ε that may be spent.
         epsilon_before: ε spent already.
         rounds_before: Rounds of the study that were reserved already.
@@ -49,6 +51,7 @@ def forecast(
     *,
     rounds: int | None = None,
     reservations: tuple[Reservation, ...] = (),
+    delta: float | None = None,
     limit: float | None = None,
 ) -> Forecast:
     """Compute what further rounds will cost.
@@ -57,17 +60,25 @@ def forecast(
         study: The agreement; its σ is calibrated for its own number of rounds, whatever `rounds` is.
         rounds: Further rounds; None for those of the study that are not reserved yet.
         reservations: What the data set has spent already, by this study and others.
+        delta: δ of the data set's ledger, at which the gate states ε; None where there is no ledger yet.
         limit: ε that may be spent; None for the study's own.
 
     Raises:
         PrivacyTargetUnreachable: No σ reaches the study's target.
         AccountantsDisagree: The last value is in dispute.
+        LedgerMismatch: The ledger was opened at a larger δ than the study's: the gate would refuse every round.
 
     Guarantees:
+        - ε is stated at the δ at which `Budget` states it.
         - ε after N further rounds is `epsilon_of_all` of everything, to one part in a million.
         - The round that passes the limit is the first one at which `epsilon_of_all` of everything is above it.
     """
     privacy, training = study.privacy, study.training
+    stated_at = privacy.delta if delta is None else delta
+    if stated_at > privacy.delta:
+        raise LedgerMismatch(
+            f"the ledger states epsilon at delta {stated_at:g}, and the study asks for {privacy.delta:g}"
+        )
     sigma = calibrate(
         epsilon=privacy.epsilon,
         delta=privacy.delta,
@@ -78,20 +89,20 @@ def forecast(
     count = max(0, training.rounds - done) if rounds is None else rounds
     before = merged(one.mechanism for one in reservations)
     one_round = Mechanism(sigma, privacy.sample_rate, training.local_steps)
-    numbers, curve = _curve(one_round, count, privacy.delta, before)
+    numbers, curve = _curve(one_round, count, stated_at, before)
     most = privacy.epsilon if limit is None else limit
     everything = merged([*before, one_round._replace(steps=training.local_steps * count)])
     finite = all(one.noise_multiplier > 0 for one in everything)
     return Forecast(
         round_mechanism=one_round,
-        delta=privacy.delta,
+        delta=stated_at,
         limit=most,
-        epsilon_before=epsilon_of_all(before, privacy.delta),
+        epsilon_before=epsilon_of_all(before, stated_at),
         rounds_before=done,
         rounds=numbers,
         epsilons=curve,
-        passes_at=_passes_at(numbers, curve, most, before, one_round, privacy.delta),
-        check=cross_check_all(everything, privacy.delta) if finite else None,
+        passes_at=_passes_at(numbers, curve, most, before, one_round, stated_at),
+        check=cross_check_all(everything, stated_at) if finite else None,
     )
 
 

@@ -175,15 +175,16 @@ class Ledger:
             )
 
     def append(
-        self, kind: str, fields: Mapping[str, Any], *, verify: Callable[[], None] = lambda: None
+        self, kind: str, fields: Mapping[str, Any], *, verify: Callable[[int], None] = lambda _: None
     ) -> None:
         """Write one entry; before it, where they are due, the opening and the note of a torn line.
 
         Args:
             kind: Kind of the entry.
             fields: What it holds beside what every entry holds.
-            verify: Raises where the entry must not be written. Asked before the file is made or touched, and again once every other
-                writer is kept out and the history holds what they have written.
+            verify: Raises where the entry must not be written, given the time that the entry will state. Asked before the file is
+                made or touched, and again, with a new time, once every other writer is kept out and the history holds what they
+                have written.
 
         Raises:
             LedgerDamaged: What others have written to the file since it was read does not hold, or the entry is not one.
@@ -193,14 +194,15 @@ class Ledger:
         """
         if self._is_unknown:
             raise LedgerDamaged(f"what is in {self._path.name} is not known; it has to be opened again")
-        found = self._file
-        verify()
+        found, now = self._file, int(self._owner.now())
+        verify(now)
         descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with FileIO(descriptor, "ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             if self._catch_up(file):
-                verify()
-            lines = self._lines(kind, fields)
+                now = int(self._owner.now())
+                verify(now)
+            lines = self._lines(kind, fields, now)
             written = (b"\n" if found.feed_missing else b"") + b"".join(lines)
             is_new = not found.file_bytes
             self._write(file, written)
@@ -248,7 +250,7 @@ class Ledger:
             os.ftruncate(file.fileno(), found.file_bytes)
             raise StoreNotWritable(f"{self._path.name} cannot be written: {error}") from error
 
-    def _lines(self, kind: str, fields: Mapping[str, Any]) -> list[bytes]:
+    def _lines(self, kind: str, fields: Mapping[str, Any], now: int) -> list[bytes]:
         entries = [(kind, dict(fields))]
         if self._file.torn:
             torn = {"bytes": len(self._file.torn), "sha256": hashlib.sha256(self._file.torn).hexdigest()}
@@ -261,7 +263,7 @@ class Ledger:
                 "kind": name,
                 "sequence": tree.size,
                 "previous": previous,
-                "time": int(self._owner.now()),
+                "time": now,
             }
             encoded = encode_entry(common | values)
             leaf = leaf_of(encoded)

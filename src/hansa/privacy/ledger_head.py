@@ -46,7 +46,8 @@ class TreeHead:
 
     def encode(self) -> bytes:
         """Spell the head canonically; this is the body that is signed as `ledger-head`."""
-        return rfc8785.dumps({"format": HEAD_FORMAT, **self._fields()})
+        before = _spelled_before_root(self.participant, self.public_key, self.data)
+        return b'%s%s","size":%d}' % (before, self.root.hex().encode(), self.size)
 
     def verify_signature(self, signature: bytes) -> None:
         """Check a signature of this head under the key that it names.
@@ -73,6 +74,13 @@ class TreeHead:
     def as_json(self, signature: bytes) -> dict[str, Any]:
         """Give the head with its signature for a file."""
         return {"schema": HEAD_FILE_SCHEMA, **self._fields(), "signature": signature.hex()}
+
+
+@lru_cache(maxsize=64)
+def _spelled_before_root(participant: str, public_key: bytes, data: bytes) -> bytes:
+    """Spell what all heads of a ledger begin with: `root` and `size` come last in the canonical order of the keys."""
+    empty = TreeHead(participant=participant, public_key=public_key, data=data, size=0, root=b"")
+    return rfc8785.dumps({"format": HEAD_FORMAT, **empty._fields()}).removesuffix(b'","size":0}')
 
 
 @lru_cache(maxsize=64)

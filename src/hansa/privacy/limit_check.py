@@ -43,6 +43,11 @@ def verify_limits(name: str, delta: float, reservations: Sequence[Reservation]) 
         start = stop
 
 
+def is_above(epsilon: float, limit: float | None) -> bool:
+    """Tell whether ε passes a limit by more than the last bits in which unlike processors differ."""
+    return limit is not None and not epsilon <= limit * (1 + _EPSILON_TOLERANCE)
+
+
 def _same_limit(reservations: Sequence[Reservation], start: int) -> int:
     """End of the stretch that states the limit of its first."""
     stop = start + 1
@@ -56,7 +61,7 @@ def _passed(name: str, delta: float, reservations: Sequence[Reservation], start:
     limit = reservations[start].epsilon_limit
     while True:
         epsilon = _bound(delta, reservations, start, stop)
-        if limit is None or epsilon <= limit * (1 + _EPSILON_TOLERANCE):
+        if limit is None or not is_above(epsilon, limit):
             return stop
         if stop == start + 1:
             raise LedgerNotVerified(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from hansa.privacy.accounting import epsilon_of_all
@@ -86,7 +87,12 @@ class Spending:
 
 def month_of(epoch_seconds: float) -> str:
     """Name the calendar month of a time, YYYY-MM in UTC; times before 1970 and after 9999 count as the first and last month."""
-    return datetime.fromtimestamp(min(max(epoch_seconds, 0), _LAST_SECOND), UTC).strftime("%Y-%m")
+    return _month_of_day(int(min(max(epoch_seconds, 0), _LAST_SECOND)) // 86_400)
+
+
+@lru_cache(maxsize=4096)
+def _month_of_day(day: int) -> str:
+    return datetime.fromtimestamp(86_400 * day, UTC).strftime("%Y-%m")
 
 
 def total_epsilon(steps: Mapping[Mechanism, int], delta: float) -> float:

@@ -36,7 +36,25 @@ class Reservation:
     mechanism: Mechanism
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpentSoFar:
+    """What a ledger says was spent.
+
+    Attributes:
+        reservations: In their order.
+        delta: δ at which the ledger states ε, whatever a study's is; None where the ledger has no entry.
+    """
+
+    reservations: tuple[Reservation, ...]
+    delta: float | None
+
+
 def reservations_in(ledger: Path) -> tuple[Reservation, ...]:
+    """Give the reservations of `read_spent`."""
+    return read_spent(ledger).reservations
+
+
+def read_spent(ledger: Path) -> SpentSoFar:
     """Read a ledger file; committed or not, a reservation counts.
 
     Raises:
@@ -45,14 +63,18 @@ def reservations_in(ledger: Path) -> tuple[Reservation, ...]:
     """
     if not ledger.is_file() or not os.access(ledger, os.R_OK):
         raise SpentFileMissing(f"ledger {str(ledger)!r} cannot be read")
-    paid = [(found.counted, found.purpose) for found in read_ledger(ledger).history.reservations]
-    return tuple(
+    history = read_ledger(ledger).history
+    paid = [(found.counted, found.purpose) for found in history.reservations]
+    reservations = tuple(
         Reservation(
             study=spending.study,
             round=None if purpose else spending.round,
             mechanism=Mechanism(spending.noise_multiplier, spending.sample_rate, spending.steps),
         )
         for spending, purpose in paid
+    )
+    return SpentSoFar(
+        reservations=reservations, delta=None if history.opening is None else history.opening.delta
     )
 
 
