@@ -52,7 +52,7 @@ class Client:
     def revocations(self):
         self._may_fail("revocations")
 
-    def proposals(self):
+    def proposals(self, known=()):
         self._may_fail("proposals")
         return [Offer(proposal=self._study().proposal)]
 
@@ -191,6 +191,7 @@ def test_without_its_base_a_seat_waits_for_the_coordinator(member):
     member.work.resume()
     assert not member.work.seats
     del member.client.failures["fetch_model"]
+    member.work.reload()  # as SIGHUP does: now, and not after a pause
     member.work.look()
     assert list(member.work.seats) == [member.site.session]
 
