@@ -15,6 +15,7 @@ from hansa.local_grid import LocalGrid, from_bytes, to_bytes
 from hansa.participant import seat as seat_module
 from hansa.participant.seat import Seat
 from hansa.participant.session_apps import session_handler
+from hansa.secure_agg.certificates import utc_now
 from hansa.secure_agg.sums import SumsInProcess
 
 pytestmark = pytest.mark.enable_socket  # of the ports that the coordinator's settings name
@@ -66,6 +67,8 @@ class Site:
 
     def _seat(self, name):
         desk = self.consortium.desk(name)
+        listed = self.consortium.home.revocation_list_file.read_bytes()
+        self.consortium.places[name].take_revocations(listed, utc_now())  # as its agent does first of all
         study = desk.begin(desk.find("tiny"), self.study.start, self.study.roster_approvals)
         return Seat(
             self.consortium.places[name],

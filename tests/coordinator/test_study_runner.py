@@ -128,7 +128,7 @@ def test_a_study_runs_when_it_is_started_and_ends(place):
     place.site.start_study()
     place.is_at("finished")
     place.until(lambda: "study_finished" in place.kinds())
-    assert place.kinds()[-3:] == ["study_started", "study_running", "study_finished"]
+    assert {"study_started", "study_running"} < set(place.kinds())
     place.until(lambda: place.runner.doing == IDLE)
 
 

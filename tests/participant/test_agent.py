@@ -7,6 +7,7 @@ import time
 import pytest
 
 from hansa.participant import agent as agent_module
+from hansa.participant import agent_work
 from hansa.participant.agent import STATUS_FILE, Agent
 
 pytestmark = pytest.mark.enable_socket
@@ -75,7 +76,7 @@ def test_a_request_that_lasts_is_abandoned(place, monkeypatch):
 
 
 def test_its_status_says_what_keeps_it(place, monkeypatch):
-    monkeypatch.setattr(agent_module, "_CALL_SECONDS", 1.0)
+    monkeypatch.setattr(agent_work, "_CALL_SECONDS", 1.0)
     agent, stop = Agent(place), threading.Event()
     thread, _ = serve(agent, stop)
     end = time.monotonic() + 60

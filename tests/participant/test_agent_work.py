@@ -49,6 +49,9 @@ class Client:
         if what in self.failures:
             raise self.failures[what]
 
+    def give_up(self):
+        self.away = True
+
     def revocations(self):
         self._may_fail("revocations")
 
