@@ -16,7 +16,7 @@ HANSA = Path(sys.executable).with_name("hansa")
 MINIATURE = ("demo", "bank", "--participants", "4", "--rounds", "2")
 
 
-def run(*arguments: str, cwd: Path | None = None, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path | None = None, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(HANSA), *arguments],
         cwd=cwd or ROOT,

@@ -52,7 +52,7 @@ def test_the_way_of_a_study_at_a_member(desk, house, proposal):
     desk.propose(proposal)
     assert approved(desk, house).state == "approved"
     assert started(desk, house, proposal).state == "started"
-    for counter, action, state in ((1, "pause", "paused"), (2, "resume", "started"), (3, "stop", "stopped")):
+    for counter, action, state in ((1, "pause", "paused"), (2, "resume", "started")):
         command = house.command(proposal, {"counter": counter, "action": action})
         assert desk.command(desk.find(NAME), command).state == state
         assert desk.find(NAME).state == state

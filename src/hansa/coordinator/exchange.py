@@ -20,8 +20,8 @@ from hansa.federation.fleet_messages import ABORTED
 
 Reply = dict[str, ConfigRecordValues]
 _PULL_SECONDS = 0.002
-_TELL_SECONDS = 0.5
 _CODE = re.compile(r"[a-z][a-z_]{0,63}", re.ASCII)
+_TELL_SECONDS = 0.5
 _LISTS, _CLOSED = ("packages", "shares"), "closed"  # all other fields are one signed message
 
 

@@ -44,8 +44,8 @@ from hansa.participant.study_desk import DeskStudy, StudyDesk, verify_allowed
 
 Report = Callable[[str, Error], None]
 _CALL_SECONDS = 20.0
-_SEAT_LOOK_SECONDS, _ASK_SECONDS = 0.2, 1.0
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 300.0  # before a seat that was not taken is tried again
+_SEAT_LOOK_SECONDS, _ASK_SECONDS = 0.2, 1.0
 
 
 class AgentWork:
@@ -87,11 +87,10 @@ class AgentWork:
         self.desk = StudyDesk(home.folder, participant=home.name, now=now)
         self._seats: dict[str, Seat] = {}
         self._sent: set[str] = set()
-        self.is_asked_for = threading.Event()
-        self._failed: dict[
-            str, tuple[str, float, float]
-        ] = {}  # sessions without a seat: why; when to try again; pause
+        # sessions without a seat: why; when to try again; pause
+        self._failed: dict[str, tuple[str, float, float]] = {}
         self._leaving: dict[str, tuple[Seat, DeskStudy | None]] = {}  # and the study, if it was stopped
+        self.is_asked_for = threading.Event()
 
     @property
     def seats(self) -> Mapping[str, Seat]:
@@ -100,7 +99,7 @@ class AgentWork:
 
     def resume(self) -> None:
         """Sit down where this participant sat before its process ended; what needs the coordinator is left to `look`."""
-        for study in self.desk.all():
+        for study in self._studies():
             if study.state in ("started", "paused") and self._base_file(study).exists():
                 self._try("study", lambda study=study: self._open(study))  # type: ignore[misc]
 
@@ -180,7 +179,7 @@ class AgentWork:
         """Whether a session is one that this participant approved, and nothing keeps it from its seat."""
         if session in self._failed:
             return False
-        states = {study.session: study.state for study in self.desk.all()}
+        states = {study.session: study.state for study in self._studies()}
         return states.get(session) in ("approved", "started", "paused")
 
     def _try(self, what: str, step: Callable[[], object]) -> None:

@@ -68,7 +68,8 @@ class Seat:
         if study.start is None:
             raise OutOfOrder(f"the study {study.name!r} was not started")
         self.study, self._home, self._folder = study, home, folder
-        self._lock, self._is_closed, self._noted, self._report = threading.Lock(), False, 0, report
+        self._lock, self._is_closed = threading.Lock(), False
+        self._noted, self._report = 0, report
         self._next_policy: Policy | None = None
         self._standing: tuple[object, tuple[EpsilonStanding, ...]] = (None, ())
         body, self._agreement = study.proposal.body, study.proposal.body.agreement()

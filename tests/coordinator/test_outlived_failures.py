@@ -37,7 +37,7 @@ def started(small, tmp_path, monkeypatch):
             revoked=lambda: None,
             exchange_seconds=1.0,
             upload_seconds=1.0,
-            longest_pause_seconds=0.02,
+            longest_pause_seconds=1.0,
             metrics=CoordinatorMetrics("1.2.3"),
         )
         failures = []
