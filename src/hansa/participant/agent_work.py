@@ -279,7 +279,7 @@ class AgentWork:
             self._get_up(study.session, stopped=study)
 
     def _open(self, study: DeskStudy) -> Seat | None:
-        _, due, pause = self._failed.get(study.session, ("", 0.0, _FIRST_PAUSE_SECONDS))
+        _, due, pause = self._failed.get(study.session, ("", 0.0, 0.0))
         if study.session in self._leaving or time.monotonic() < due:
             return None
         try:
@@ -299,7 +299,8 @@ class AgentWork:
                 self._report("seat", error)
             # The data set is read at each try, and that may take long.
             again = time.monotonic() + pause
-            self._failed[study.session] = error.code, again, min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            longer = min(max(_FIRST_PAUSE_SECONDS, 2 * pause), _LONGEST_PAUSE_SECONDS)
+            self._failed[study.session] = error.code, again, longer
             return None
         self._failed.pop(study.session, None)
         self._seats[study.session] = seat
