@@ -433,6 +433,8 @@ def main() -> None:
         goal = "" if found["goal"] is None else f"goal {found['goal']:g}"
         floor = "" if found["floor"] is None else f"floor {found['floor']:.4g}"
         print(f"{found['metric']!s:86} {found['hansa']:9.4g} {found['unit']!s:16} {floor:12} {goal}")
+        for name, value in dict(found["peers"]).items():
+            print(f"    {name:82} {value:9.4g} {found['unit']!s:16}")
     print(where)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import re
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +16,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # PYTHONSAFEPATH keeps it out
+
+from network_stock import echo_seconds, hansa_seconds, median_of
 
 from hansa.cli import run_here
 from hansa.demo.cluster import Cluster
@@ -155,14 +160,19 @@ def await_rounds(cluster: Cluster, rounds: int, seconds: float = 300.0) -> None:
     )
 
 
-def restart_all(cluster: Cluster) -> float:
-    """End every process and start all anew; give the wall seconds until a round is over."""
-    done = len(round_seconds(cluster))
+def stop_all(cluster: Cluster) -> None:
+    """End every process."""
     for process in cluster.processes.values():
         process.terminate()
     for process in cluster.processes.values():
         process.wait(60)
     cluster.processes.clear()
+
+
+def restart_all(cluster: Cluster) -> float:
+    """End every process and start all anew; give the wall seconds until a round is over."""
+    done = len(round_seconds(cluster))
+    stop_all(cluster)
     began = time.monotonic()
     cluster.spawn("coordinator", "coordinator", "run", "--home", str(cluster.coordinator))
     for name in cluster.names:
@@ -171,10 +181,28 @@ def restart_all(cluster: Cluster) -> float:
     return time.monotonic() - began
 
 
-def row(metric: str, unit: str, value: float, goal: float | None, conditions: str) -> dict[str, object]:
+def stock_rounds(cluster: Cluster, session: str) -> dict[str, float]:
+    """Seconds of a round of the same study on stock SuperNodes, and of a round of Flower alone."""
+    port = cluster.port + 10  # beside the coordinator's own, which its ServerApp opens
+    ours = hansa_seconds(cluster, session, cluster.folder / "stock", port)
+    echoes = echo_seconds(cluster.folder / "echo", port, PARTICIPANTS)
+    return {
+        "hansa's app on stock SuperNodes": median_of(ours),
+        "stock SuperNodes, messages echoed, no protection": median_of(echoes),
+    }
+
+
+def row(
+    metric: str,
+    unit: str,
+    value: float,
+    goal: float | None,
+    conditions: str,
+    peers: dict[str, float] | None = None,
+) -> dict[str, object]:
     """One row of the table."""
     return {
-        "metric": metric, "unit": unit, "better": "lower", "hansa": round(value, 4), "peers": {}, "floor": None,
+        "metric": metric, "unit": unit, "better": "lower", "hansa": round(value, 4), "peers": peers or {}, "floor": None,
         "goal": goal, "conditions": conditions,
     }  # fmt: skip
 
@@ -202,6 +230,11 @@ def main() -> None:
             cluster.await_that(lambda: cluster.view(session)["state"] == "paused", "the pause", 60.0)
             time.sleep(12.0)  # until looks are rare again
             agent, coordinator = idle_shares(cluster, idle_seconds)
+            stock = {}
+            if not options.quick:
+                cluster.hansa("study", "resume", session, "--home", str(cluster.coordinator))
+                stop_all(cluster)
+                stock = stock_rounds(cluster, session)
     rows = [
         row(
             "round without training",
@@ -209,6 +242,7 @@ def main() -> None:
             float(np.median(seconds)),
             1.5,
             f"median of {len(seconds)}; {where}",
+            peers=stock,
         ),
         row("first round of a fresh cluster", "s", fresh, 30.0, f"all processes started at once; {where}"),
         row(

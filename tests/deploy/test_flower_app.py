@@ -1,12 +1,10 @@
 """The app folder for people who run Flower: what a bundle holds, and one whole study on stock processes."""
 
+import importlib.util
 import json
-import os
 import subprocess
-import sys
 import time
 import tomllib
-import urllib.request
 import zipfile
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +15,6 @@ from hansa.coordinator.office import open_office
 
 ROOT = Path(__file__).parents[2]
 APP = ROOT / "deploy/flower_app/hansa-flower"  # Flower takes no folder with an underscore
-PROGRAMS = Path(sys.executable).parent
 SECONDS = 1500
 
 
@@ -47,26 +44,20 @@ def test_the_bundle_asks_for_the_versions_that_are_tested():
     assert project["tool"]["flwr"]["app"]["config"] == {"hansa-home": "", "study": ""}
 
 
-def environment(home):
-    """What a stock process gets: folders of its own, no telemetry, no question for updates."""
-    home.mkdir(exist_ok=True)
-    passed = ("PYTHONPATH", "LANG", "TMPDIR", "VIRTUAL_ENV")
-    return {key: os.environ[key] for key in passed if key in os.environ} | {
-        "PATH": f"{PROGRAMS}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(home),
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "PYTHONSAFEPATH": "1",
-        "OMP_NUM_THREADS": "1",
-    }
+@pytest.fixture
+def flower():
+    """Flower's own processes, as the benchmark of the network starts them."""
+    spec = importlib.util.spec_from_file_location("stock_flower", ROOT / "benchmarks/peers/stock_flower.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def test_flower_takes_the_folder_as_an_app(tmp_path):
+def test_flower_takes_the_folder_as_an_app(flower, tmp_path):
     build = subprocess.run(
-        [str(PROGRAMS / "flwr"), "build", "--app", str(APP)],
+        [str(flower.PROGRAMS / "flwr"), "build", "--app", str(APP)],
         cwd=tmp_path,
-        env=environment(tmp_path / "flwr"),
+        env=flower.environment(tmp_path / "flwr"),
         capture_output=True,
         text=True,
         timeout=120,
@@ -82,81 +73,14 @@ def test_flower_takes_the_folder_as_an_app(tmp_path):
 # -- stock processes -----------------------------------------------------------------------------------------
 
 
-class Stock:
-    """A stock SuperLink and stock SuperNodes of a consortium, on loopback."""
-
-    def __init__(self, small, folder):
-        self.small, self.folder, self.running = small, folder, []
-        self.port = small.port + 10  # beside the coordinator's own
-        self.superlink = f"127.0.0.1:{self.port}"
-
-    def environment(self, name):
-        return environment(self.folder / f"flwr-{name}")
-
-    def begin(self, name, *command):
-        with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [str(PROGRAMS / command[0]), *command[1:]],
-                env=self.environment(name),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-            )
-        self.running.append(process)
-        return process
-
-    def log(self, name):
-        return (self.folder / f"{name}.log").read_text(errors="replace")
-
-    def start(self):
-        self.begin(
-            "superlink",
-            *("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(self.port)),
-            "--disable-runtime-dependency-installation",
-        )
-        until = time.monotonic() + 120
-        while not self.is_healthy():
-            assert time.monotonic() < until, self.log("superlink")
-            time.sleep(0.2)
-        for place, (name, home) in enumerate(self.small.members.items()):
-            self.begin(
-                name,
-                *("flower-supernode", "--insecure", "--superlink", self.superlink, "--host", "127.0.0.1"),
-                *("--port", str(self.port + 1 + place), "--node-config", f'hansa-home="{home.folder}"'),
-            )
-        config = Path(self.environment("admin")["FLWR_HOME"]) / "config.toml"
-        config.write_text(f'[superlink.here]\naddress = "{self.superlink}"\ninsecure = true\n')
-
-    def is_healthy(self):
-        try:
-            with urllib.request.urlopen(f"http://{self.superlink}/health", timeout=2) as answer:
-                return answer.status == 200
-        except OSError:
-            return False
-
-    def run(self, study):
-        settings = f'hansa-home="{self.small.home.folder}" study="{study}"'
-        return self.begin("admin", "flwr", "run", str(APP), "here", "--stream", "-c", settings)
-
-    def close(self):
-        for process in reversed(self.running):
-            process.terminate()
-        for process in self.running:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
 @pytest.fixture
-def stock(small, tmp_path):
+def stock(flower, small, tmp_path):
+    """A stock SuperLink, and a stock SuperNode of every member, on loopback."""
     folder = tmp_path / "stock"
     folder.mkdir()
-    found = Stock(small, folder)
-    yield found
-    found.close()
+    nodes = {name: f'hansa-home="{home.folder}"' for name, home in small.members.items()}
+    with flower.StockFlower(folder, small.port + 10, nodes) as found:  # beside the coordinator's own
+        yield found
 
 
 @pytest.mark.slow
@@ -167,7 +91,7 @@ def test_a_study_runs_to_its_end_on_stock_processes(stock, small):
     proposal = small.propose()
     stock.start()
     session = proposal.body.session_id.hex()
-    run = stock.run(session)
+    run = stock.run(APP, f'hansa-home="{small.home.folder}" study="{session}"')
     started, until = False, time.monotonic() + SECONDS
     while time.monotonic() < until and run.poll() is None:
         if not started and small.approvals(proposal) == 3:
