@@ -307,6 +307,11 @@ def rows_of(results: Results, conditions: str) -> list[Row]:
                     "%", gains(local, free), conditions, goal=-2.0 if goal else None,
                 ),
                 row(
+                    f"{place}: epsilon {top:g}, distributed noise, against none",
+                    "%", gains(results.joint(partition, banks, top, "distributed"), free), conditions,
+                    goal=-2.0 if goal else None,
+                ),
+                row(
                     f"{place}: distributed at epsilon {SHARED:g} against local at {top:g}",
                     "%", gains(shared, local), conditions, goal=0.0 if goal else None,
                 ),

@@ -4,6 +4,7 @@ Their parts stand in files beside this one.
 """
 
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # as `make test` does; Flower reads it when it is imported
 
 if TYPE_CHECKING:
     from hansa.models.features import FeatureEncoder
