@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # as `make test` does; Flower reads it when it is imported
+os.environ.setdefault(
+    "FLWR_TELEMETRY_ENABLED", "0"
+)  # as `make test` does; Flower reads it when it is imported
 
 if TYPE_CHECKING:
     from hansa.models.features import FeatureEncoder

@@ -72,7 +72,7 @@ def test_a_new_home_is_well(home):
     before = {path: path.read_bytes() for path in home.folder.rglob("*") if path.is_file()}
     findings = examine(home.folder)
     here = set() if sys.flags.safe_path else {"path_unsafe"}  # `make test` sets PYTHONSAFEPATH
-    assert {one.cause for one in findings.values() if one.level != "ok"} == here
+    assert {one.code for one in findings.values() if one.level != "ok"} == here
     assert {name for name, _ in findings} == {check.name for check in CHEAP}
     after = {path: path.read_bytes() for path in home.folder.rglob("*") if path.is_file()}
     assert {path.name for path in after if before.get(path) != after[path]} <= {
