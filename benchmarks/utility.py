@@ -395,7 +395,8 @@ def main() -> None:
     Bench(matrix, runs).run()
     results = Results(matrix, runs.found)
     conditions = (
-        f"UCI credit default, delta 1e-5, {matrix.rounds or ROUNDS} rounds, settings of the recipe, engine simulated,"
+        f"UCI credit default, delta 1e-5, {matrix.rounds or ROUNDS} rounds, settings of the recipe (UCI Adult, SUPPORT2),"
+        " engine simulated,"
         f" seeds {list(matrix.seeds)}, consortium-wide test set, distributed: {COLLUDERS} colluder"
     )
     table = rows_of(results, conditions)

@@ -211,16 +211,21 @@ def test_who_connects_and_says_nothing_is_let_go(site, service, uploads, header,
 
 
 def test_a_member_that_lets_its_calls_hang_takes_no_others_place(site, service, uploads, header):
-    port = site.plane(service, calls_per_caller=2, most_callers=5).server.bound.port
+    plane = site.plane(service, calls_per_caller=2, most_callers=5)
+    port = plane.server.bound.port
     never, stub = threading.Event(), site.stub(NAME, port)
 
     def parts():
         yield begin_part(site, header)
-        never.wait(20)
+        never.wait(60)
 
-    hanging = [site.stub(NAME, port).Upload.future(parts(), timeout=20) for _ in range(2)]
+    hanging = []
     try:
-        wait_for(lambda: refusal_of(site, stub, header) == TooManyCalls.code)
+        for count in (1, 2):  # one after the other: of two that begin at the same time, one may be refused
+            hanging.append(stub.Upload.future(parts(), timeout=60))
+            wait_for(lambda count=count: plane.callers._calls[NAME] == count, 20)
+            wait_for(lambda: NAME in service._running._arriving, 20)
+        assert refusal_of(site, stub, header) == TooManyCalls.code
         for name, upload in zip(site.members.names[1:], uploads[1:5], strict=True):
             site.client(name, port).upload(*AT, site.members.header(name, upload), upload)
         assert all(service.has_upload(*AT, name) for name in site.members.names[1:])

@@ -38,6 +38,7 @@ def started(small, tmp_path, monkeypatch):
             exchange_seconds=1.0,
             upload_seconds=1.0,
             longest_pause_seconds=1.0,
+            absent_days=30.0,
             metrics=CoordinatorMetrics("1.2.3"),
         )
         failures = []

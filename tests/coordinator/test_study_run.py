@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from hansa.coordinator import homecoming as homecoming_module
 from hansa.coordinator.authoring import Authoring
+from hansa.coordinator.homecoming import Homecoming
 from hansa.coordinator.metrics import CoordinatorMetrics
 from hansa.coordinator.office import open_office
 from hansa.coordinator.progress import read_progress
@@ -95,7 +97,7 @@ class Site:
             "data_plane": self.plane, "adder": SimpleNamespace(begin=lambda *_: SumsInProcess()),
             "results": self.consortium.folder / "results", "authority": self.consortium.home.consortium.authority,
             "revoked": lambda: None, "exchange_seconds": 60.0, "upload_seconds": 60.0,
-            "longest_pause_seconds": 1.0, "metrics": CoordinatorMetrics("0"),
+            "longest_pause_seconds": 1.0, "absent_days": 30.0, "metrics": CoordinatorMetrics("0"),
         }  # fmt: skip
         return RunnerParts(**{**usual, **changes})
 
@@ -160,3 +162,130 @@ def test_a_process_that_is_to_end_waits_for_nobody(site):
     runner.stop(10)
     assert not runner.is_alive
     assert site.consortium.state() == "running"
+
+
+# -- when it is over -------------------------------------------------------------------------------------
+
+
+def test_a_member_that_was_away_at_the_end_gets_the_last_state_when_it_is_back(site, monkeypatch):
+    monkeypatch.setattr(StudyRun, "_on_round", _then(StudyRun._on_round, lambda: site.lost.add("bank-4")))
+    folder = site.consortium.folder / "results" / site.consortium.session
+    parts = site.parts(exchange_seconds=5.0)
+    runner = StudyRunner(site.desk, parts)
+    runner.start()
+    site.consortium.until(lambda: site.consortium.state() == "finished", "the end")
+    site.consortium.until(lambda: "bank-4" in _problem(site), "what is said of who was away")
+    assert not site.seats["bank-4"].is_finished
+    assert all(site.seats[name].is_finished for name in ("bank-1", "bank-2", "bank-3"))
+    assert any(folder.iterdir())
+    runner.stop(30)
+    runner = StudyRunner(site.desk, parts)  # as another process would
+    runner.start()
+    try:
+        site.lost.clear()
+        site.consortium.until(lambda: _settled(site), "the return")
+    finally:
+        runner.stop(30)
+    assert _settled(site) == [[]]
+    assert site.seats["bank-4"].is_finished
+    assert len({seat.node.state.digest(site.consortium.study.id) for seat in site.seats.values()}) == 1
+    assert _problem(site) == ""
+    assert not folder.exists()
+
+
+def test_a_member_that_stays_away_too_long_is_left_behind_and_nothing_is_kept(site, monkeypatch):
+    monkeypatch.setattr(StudyRun, "_on_round", _then(StudyRun._on_round, lambda: site.lost.add("bank-4")))
+    parts, days = site.parts(exchange_seconds=5.0), [1000.0]
+    StudyRun(site.study, parts, may_go_on=lambda: True, gave_up=lambda: False).run(lambda _: None)
+    folder = site.consortium.folder / "results" / site.consortium.session
+
+    def look():
+        homecoming.look([site.study], [], lambda: False)
+
+    homecoming = Homecoming(parts, now=lambda: 86_400 * days[0])
+    look()
+    assert any(folder.iterdir())
+    days[0] += 29.9
+    homecoming = Homecoming(parts, now=lambda: 86_400 * days[0])
+    look()
+    assert _settled(site) == []
+    days[0] += 0.2
+    homecoming = Homecoming(parts, now=lambda: 86_400 * days[0])
+    look()
+    assert _settled(site) == [["bank-4"]]
+    assert not folder.exists()
+    site.lost.clear()
+    look()
+    Homecoming(parts).look([site.study], [], lambda: False)
+    assert _settled(site) == [["bank-4"]]  # once
+
+
+def test_a_study_that_waits_to_be_run_comes_first(site, monkeypatch):
+    monkeypatch.setattr(StudyRun, "_on_round", _then(StudyRun._on_round, lambda: site.lost.add("bank-4")))
+    parts = site.parts(exchange_seconds=600.0)
+    StudyRun(site.study, parts, may_go_on=lambda: True, gave_up=lambda: False).run(lambda _: None)
+    served = len(site.plane.served)
+    Homecoming(parts).look([site.study], [], lambda: True)
+    assert len(site.plane.served) == served
+    site.lost.clear()
+    site.grid._handlers[site.nodes["bank-4"]] = lambda _: threading.Event().wait(1.0)
+    asked = []
+    Homecoming(parts).look([site.study], [], lambda: len(asked) > 20 or asked.append(1))
+    assert len(site.plane.served) == served + 1
+    assert _settled(site) == []
+
+
+def test_of_a_study_that_was_stopped_nothing_is_kept(site):
+    parts, said = site.parts(), []
+    StudyRun(site.study, parts, may_go_on=lambda: len(said) < 2, gave_up=lambda: False).run(said.append)
+    folder = site.consortium.folder / "results" / site.consortium.session
+    assert any(folder.iterdir())
+    Homecoming(parts).look([], [site.study], lambda: False)
+    assert not folder.exists()
+    assert _settled(site) == [[]]
+
+
+def test_ciphertexts_that_cannot_be_removed_are_tried_again(site, monkeypatch):
+    parts, said = site.parts(), []
+    StudyRun(site.study, parts, may_go_on=lambda: len(said) < 2, gave_up=lambda: False).run(said.append)
+    homecoming = Homecoming(parts)
+    with monkeypatch.context() as patch:
+        patch.setattr(homecoming_module.shutil, "rmtree", _raise(PermissionError(13, "Permission denied")))
+        homecoming.look([], [site.study], lambda: False)
+        assert _settled(site) == []
+    monkeypatch.setattr(homecoming_module, "_FIRST_PAUSE_SECONDS", 0.0)
+    Homecoming(parts).look([], [site.study], lambda: False)
+    assert _settled(site) == [[]]
+
+
+def _then(on_round, also):
+    """Let something happen after round 2."""
+
+    def made(self, service, doing):
+        inner = on_round(self, service, doing)
+
+        def ended(summary):
+            inner(summary)
+            if summary.round == ROUNDS - 1:
+                also()
+
+        return ended
+
+    return made
+
+
+def _raise(error):
+    def raising(*_):
+        raise error
+
+    return raising
+
+
+def _problem(site):
+    return read_progress(site.office.journal, site.consortium.session).problem
+
+
+def _settled(site):
+    return [
+        event.detail["left_behind"] for event in site.office.journal.events() if event.kind == "study_settled"
+    ]

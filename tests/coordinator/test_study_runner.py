@@ -6,7 +6,7 @@ from collections import deque
 
 import pytest
 
-from hansa.coordinator import study_runner
+from hansa.coordinator import homecoming, study_runner
 from hansa.coordinator.authoring import Authoring
 from hansa.coordinator.metrics import CoordinatorMetrics
 from hansa.coordinator.office import open_office
@@ -42,6 +42,7 @@ class ScriptedRun:
     """Stands in for `StudyRun`: the same face, and rounds that a script decides on."""
 
     script = Script()
+    behind = ()  # nobody was away at the end
 
     def __init__(self, study, parts, *, may_go_on, gave_up):
         self.name, self.session, self.rounds = name_of(study), session_of(study), ROUNDS
@@ -75,7 +76,7 @@ class Place:
         self.parts = RunnerParts(
             journal=self.office.journal, grid=None, node_of=lambda _: 0, data_plane=None, adder=None,
             results=site.folder / "results", authority=site.home.consortium.authority, revoked=lambda: None,
-            exchange_seconds=5.0, upload_seconds=5.0, longest_pause_seconds=1.0, metrics=CoordinatorMetrics("0"),
+            exchange_seconds=5.0, upload_seconds=5.0, longest_pause_seconds=1.0, absent_days=30.0, metrics=CoordinatorMetrics("0"),
         )  # fmt: skip
         self.runner = None
 
@@ -104,6 +105,7 @@ class Place:
 @pytest.fixture
 def script(monkeypatch):
     monkeypatch.setattr(study_runner, "StudyRun", ScriptedRun)
+    monkeypatch.setattr(homecoming, "StudyRun", ScriptedRun)
     monkeypatch.setattr(study_runner, "_FIRST_PAUSE_SECONDS", 0.02)
     monkeypatch.setattr(study_runner, "_LOOK_SECONDS", 0.05)
     ScriptedRun.script = Script()

@@ -142,6 +142,26 @@ def test_a_port_that_is_taken_is_named_before_anything_is_started(tmp_path):
     assert superlink.process_id is None
 
 
+def test_a_port_that_somebody_takes_while_it_starts_is_left_for_another(tmp_path, monkeypatch):
+    reserve, taken = SuperLink._reserve_port, []
+
+    def reserve_and_lose(self):
+        reserve(self)
+        if not taken:
+            taken.append(socket.create_server(("127.0.0.1", self._port)))
+
+    monkeypatch.setattr(SuperLink, "_reserve_port", reserve_and_lose)
+    superlink = SuperLink(tmp_path / "superlink")
+    try:
+        superlink.start()
+        assert superlink.address != f"127.0.0.1:{taken[0].getsockname()[1]}"
+        assert superlink.nodes() == {}
+        assert superlink.starts == 1
+    finally:
+        superlink.close()
+        taken[0].close()
+
+
 def test_one_that_does_not_answer_in_time_is_ended_and_named(tmp_path):
     superlink = SuperLink(tmp_path / "superlink", start_seconds=0.2)
     with pytest.raises(SuperLinkFailed, match=r"within 0\.2 s"):

@@ -151,6 +151,7 @@ class CoordinatorDaemon:
             exchange_seconds=settings.deadlines.exchange_seconds,
             upload_seconds=settings.deadlines.upload_seconds,
             longest_pause_seconds=settings.deadlines.longest_pause_seconds,
+            absent_days=settings.deadlines.absent_days,
             metrics=metrics,
         )
         self._runner = runner = StudyRunner(desk, parts)

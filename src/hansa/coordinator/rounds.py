@@ -156,8 +156,24 @@ class RoundLoop:
             )
         self._members.catch_up(self._rounds)
 
+    def bring_home(self) -> None:
+        """Bring members that missed the end of the last rounds to it, as far as they answer; begins neither round nor epoch.
+
+        Raises:
+            Interrupted: Nobody waits any more.
+        """
+        self._restore()
+        self._members.catch_up(self._state.done)
+
     def _resume(self) -> None:
         """Stand where the state says; enter an epoch where none was entered, or another one was begun."""
+        self._restore()
+        known = self._state.epoch
+        if known.number == 0 or known.tried != known.number:
+            self._epochs.enter(before=lambda: self._members.catch_up(self._state.done))
+
+    def _restore(self) -> None:
+        """Stand where the state says."""
         known = self._state.epoch
         self._aggregation.restore_heads(self._state.heads)
         self._epochs.resume(known.number, known.tried, known.handed_out)
@@ -166,8 +182,6 @@ class RoundLoop:
             self._expectations.history_unknown()
         for round_index, certificate in self._state.certificates.items():
             self._aggregation.keep_leaves(round_index, certificate.attempt, certificate.leaves)
-        if known.number == 0 or known.tried != known.number:
-            self._epochs.enter(before=lambda: self._members.catch_up(self._state.done))
 
     def _epoch_entered(self, number: int, deal: bytes, votes: list[bytes]) -> None:
         self._state.epoch_entered(number, deal, votes)

@@ -42,6 +42,12 @@ class Deadlines(Settings):
     longest_pause_seconds: float = Field(
         default=15.0, ge=1, le=3600, description="longest pause before a study that waits is tried again"
     )
+    absent_days: float = Field(
+        default=30.0,
+        ge=0,
+        le=365,
+        description="days that the last state of a study is kept for members that were away",
+    )
 
 
 class Lifetimes(Settings):

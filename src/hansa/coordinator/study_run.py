@@ -1,7 +1,8 @@
 """One study that was started, as the coordinator's process runs it: from its documents to its rounds."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ class RunnerParts:
         exchange_seconds: Longest wait for the answers of one exchange.
         upload_seconds: Longest time of an upload.
         longest_pause_seconds: Longest pause before a study that waits is tried again.
+        absent_days: How long the last state of a finished study is kept for members that were away.
         metrics: What is counted.
     """
 
@@ -55,6 +57,7 @@ class RunnerParts:
     exchange_seconds: float
     upload_seconds: float
     longest_pause_seconds: float
+    absent_days: float
     metrics: CoordinatorMetrics
 
 
@@ -97,8 +100,12 @@ class StudyRun:
     @property
     def rounds_done(self) -> int:
         """Rounds that are over."""
-        names = [name for name, _ in self._members]
-        return LoopState(names, self._parts.journal.records(f"loop/{self.session}")).done
+        return self._state().done
+
+    @property
+    def behind(self) -> list[str]:
+        """Members that have not applied and closed the last round, as far as is known, sorted."""
+        return sorted(name for name, reached in self._state().at.items() if reached < self.rounds)
 
     def run(self, doing: Callable[[str], None]) -> None:
         """Run the rounds that are left, or those until it may not go on; as `RoundLoop.run`.
@@ -106,6 +113,23 @@ class StudyRun:
         Args:
             doing: Called with a line about where it is.
         """
+        self._begins(doing)
+        with self._loop(doing) as loop:
+            loop.run()
+
+    def bring_home(self) -> None:
+        """Bring members that were away when the rounds ended to the last one, as far as they answer; as `RoundLoop.bring_home`."""
+        self.progress.begins(self.rounds_done)
+        with self._loop(lambda _: None) as loop:
+            loop.bring_home()
+
+    def _state(self) -> LoopState:
+        names = [name for name, _ in self._members]
+        return LoopState(names, self._parts.journal.records(f"loop/{self.session}"))
+
+    @contextmanager
+    def _loop(self, doing: Callable[[str], None]) -> Iterator[RoundLoop]:
+        """Give the loop of rounds, while its members can reach what it needs."""
         parts, study = self._parts, self._study
         terms = terms_of(study)
         roster = roster_of(study, bytes.fromhex(self.session), self._members, parts.authority)
@@ -116,10 +140,9 @@ class StudyRun:
             results_folder=parts.results / self.session,
             upload_seconds=parts.upload_seconds,
         )
-        self._begins(doing)
         parts.data_plane.open_session(service, roster)
         try:
-            RoundLoop(
+            yield RoundLoop(
                 SessionGrid(parts.grid, self.session),
                 roster=roster,
                 terms=terms,
@@ -134,7 +157,7 @@ class StudyRun:
                 may_go_on=self._may_go_on,
                 observe=self.progress.waits,
                 gave_up=self._gave_up,
-            ).run()
+            )
         finally:
             parts.data_plane.close_session(roster.session_id)
 

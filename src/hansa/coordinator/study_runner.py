@@ -7,9 +7,10 @@ and goes on where it was. What cannot, such as members that hold different state
 import threading
 import time
 
+from hansa.coordinator.homecoming import Homecoming
 from hansa.coordinator.study_desk import ProposedStudy, StudyDesk
 from hansa.coordinator.study_run import RunnerParts, StudyRun
-from hansa.coordinator.study_states import Outcomes, State, state_of
+from hansa.coordinator.study_states import OVER, Outcomes, State, state_of
 from hansa.errors import (
     ConfigurationError,
     Error,
@@ -44,13 +45,16 @@ class StudyRunner:
         - A study that a killed process left running goes on when another one is made on the same journal and folders.
         - Nothing but signed documents decides what is run.
         - A study that is over, paused or stopped is not run; of several that were started, the first one is.
+        - What is left to do for studies that are over waits until none runs; see `Homecoming`.
     """
 
     def __init__(self, desk: StudyDesk, parts: RunnerParts) -> None:
         self._desk, self._parts, self._outcomes = desk, parts, Outcomes(parts.journal)
         self._stopping, self._log = threading.Event(), log("coordinator")
         self._thread = threading.Thread(target=self._run, name="study-runner", daemon=True)
+        self._home = Homecoming(parts)
         self._looked_at, self._stopped = 0.0, False  # see `_is_stopped`
+        self._wanted_at, self._wanted = 0.0, False  # see `_is_wanted`
         self._said = ""  # why a study waits, as it was noted last
         self.doing = IDLE
 
@@ -77,6 +81,8 @@ class StudyRunner:
                 study = self._next()
                 if study is not None:
                     self._run_study(study)
+                else:
+                    self._look_after_the_ended()
             except Error as error:  # the journal itself does not answer
                 self._log.error("runner_failed", error_code=error.code, message=error.message)
             except Exception as error:
@@ -92,6 +98,12 @@ class StudyRunner:
         queued = [study for study, state in found if state == "queued"]
         queued.sort(key=lambda study: study.start.body.created if study.start else utc_now())
         return next(iter([*running, *queued]), None)
+
+    def _look_after_the_ended(self) -> None:
+        found = [(study, self._state(study)) for study in self._desk.all() if study.start is not None]
+        finished = [study for study, state in found if state == "finished"]
+        ended = [study for study, state in found if state in OVER and state != "finished"]
+        self._home.look(finished, ended, self._is_wanted)
 
     def _run_study(self, study: ProposedStudy) -> None:
         """Run one study until it is over, paused or stopped, or this process is to end."""
@@ -170,3 +182,11 @@ class StudyRunner:
             self._looked_at = now
             self._stopped = self._state(self._desk.get(digest)) == "stopped"
         return self._stopped
+
+    def _is_wanted(self) -> bool:
+        """Whether a study waits to be run, or the process is to end; looked up at most twice a second."""
+        now = time.monotonic()
+        if now - self._wanted_at > _LOOK_SECONDS:
+            self._wanted_at = now
+            self._wanted = self._next() is not None
+        return self._wanted or self._stopping.is_set()

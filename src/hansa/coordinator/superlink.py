@@ -37,6 +37,7 @@ from hansa.federation.flower_api import FlowerApi, Protobuf, R
 START_SECONDS = 60.0
 _HOST = "127.0.0.1"
 _STOP_SECONDS = 5.0
+_PORTS = 3  # that are tried at the start, where any free one is asked for
 _LONGEST_PAUSE_SECONDS = 10.0
 _STEADY_SECONDS = 60.0  # a process that lived so long was no failed start
 _LOG_BYTES = 8 << 20
@@ -113,7 +114,17 @@ class SuperLink:
             SuperLinkFailed: It does not answer in time, or ends at once.
             StoreNotWritable: The folder cannot be made or written to.
         """
-        self.ensure_running()
+        left = _PORTS if self._port == 0 else 1
+        while True:
+            left -= 1
+            try:
+                self.ensure_running()
+                break
+            except SuperLinkFailed:
+                # It takes seconds until it listens: somebody else may have the port by then that was free before.
+                if not left or self._port == 0 or self._is_free():
+                    raise
+                self._port = 0
         threading.Thread(target=self._watch, name="superlink-watch", daemon=True).start()
 
     def ensure_running(self) -> int:
@@ -231,6 +242,14 @@ class SuperLink:
                     f"port {self._port} on {_HOST} cannot be listened on: {error.strerror}"
                 ) from error
             self._port = probe.getsockname()[1]
+
+    def _is_free(self) -> bool:
+        """Whether nobody listens on the port."""
+        try:
+            self._reserve_port()
+        except PortInUse:
+            return False
+        return True
 
     def _await_answer(self) -> None:
         process, api = self._process, self._api
