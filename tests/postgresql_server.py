@@ -41,9 +41,7 @@ class PostgresqlServer:
     def __init__(self) -> None:
         self._binaries = FOLDERS[max(FOLDERS)]
         as_root = os.geteuid() == 0
-        self._lowered = (
-            ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if as_root else []
-        )
+        self._lowered = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if as_root else []
         # Not below pytest's own folder, which only its owner may enter.
         self._held = tempfile.TemporaryDirectory(prefix="hansa-")
         self.folder = Path(self._held.name)
@@ -53,7 +51,16 @@ class PostgresqlServer:
             for path in (self.folder, secret):
                 shutil.chown(path, "nobody", "nogroup")
         sorting = ["-E", "UTF8", "--locale=C", "--locale-provider=icu", "--icu-locale=en-US"]
-        made = [self._binaries / "initdb", "-D", self.folder / "data", "-U", USER, "-A", "scram-sha-256", "-N"]
+        made = [
+            self._binaries / "initdb",
+            "-D",
+            self.folder / "data",
+            "-U",
+            USER,
+            "-A",
+            "scram-sha-256",
+            "-N",
+        ]
         command = [*self._lowered, *map(str, made), *sorting, "--pwfile", str(secret)]
         subprocess.run(command, cwd=self.folder, check=True, capture_output=True, timeout=60)
         self._databases = 0

@@ -36,6 +36,12 @@ def init(
     home: Home = None,
     port: Annotated[int, option("First of four ports that follow each other (9443).")] = 9443,
     author: Annotated[str, option("Name of the first author of studies (admin).")] = "admin",
+    database: Annotated[
+        str | None, option("URL of the journal without a password (a file in the home).")
+    ] = None,
+    database_password_file: Annotated[
+        str | None, option("File of mode 0600 that holds the password of the database alone.")
+    ] = None,
     dry_run: DryRun = False,
     json_only: Json = False,
 ) -> None:
@@ -46,7 +52,15 @@ def init(
 
     folder = data_home(home, "coordinator")
     hosts = tuple(host.strip("[]") for host in address)
-    plan = FoundingPlan(name=name, folder=folder, hosts=hosts, port=port, author=author)
+    plan = FoundingPlan(
+        name=name,
+        folder=folder,
+        hosts=hosts,
+        port=port,
+        author=author,
+        database=database,
+        database_password_file=database_password_file,
+    )
     found: dict[str, Any] = {
         "schema": "hansa/consortium-init/v1",
         "name": name,

@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from hansa.coordinator.journal import Journal
-from hansa.errors import DatabaseNewer, DatabaseUnusable, DriverMissing, JournalNotWritable, JournalUnreachable
+from hansa.errors import (
+    DatabaseNewer,
+    DatabaseUnusable,
+    DriverMissing,
+    JournalNotWritable,
+    JournalUnreachable,
+)
 
 
 def _url(tmp_path: Path) -> str:

@@ -324,7 +324,7 @@ def test_revoking_asks_on_a_terminal_only(desk):
     [
         ('database = "sqlite:////nowhere/at/all/journal.sqlite"', 78, "database_unusable"),
         ('database = "nonsense"', 78, "database_unusable"),
-        ('database = "postgresql://user:secret@127.0.0.1:1/x"', 78, "database_unusable"),
+        ('database = "postgresql://user:secret@127.0.0.1:1/x"', 69, "journal_unreachable"),
         ('databse = "sqlite://"', 78, "unknown_key"),
         ("database = 3", 78, "invalid_value"),
         ("[", 78, "settings_syntax"),

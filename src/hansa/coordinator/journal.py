@@ -159,7 +159,9 @@ class Journal:
         if expected is None:
             change = self._insert().values(scope=scope, name=name, value=value).on_conflict_do_nothing()
         else:
-            change = _at(sa.update(RECORDS), scope, name).where(RECORDS.c.value == expected).values(value=value)
+            change = (
+                _at(sa.update(RECORDS), scope, name).where(RECORDS.c.value == expected).values(value=value)
+            )
         with self._writing() as connection:
             return connection.execute(change, execution_options={"preserve_rowcount": True}).rowcount == 1
 
@@ -176,7 +178,9 @@ class Journal:
             "detail": json.dumps(detail, sort_keys=True),
         }
         with self._writing() as connection:
-            if self._is_server:  # which numbers events when they are written, but shows them when they are committed
+            if (
+                self._is_server
+            ):  # which numbers events when they are written, but shows them when they are committed
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK_CLASS, NOTING)))
             connection.execute(sa.insert(EVENTS).values(**values))
 

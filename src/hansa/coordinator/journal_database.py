@@ -53,7 +53,9 @@ def parse_url(url: str) -> sa.URL:
     if found is None:  # outside the handler: the message quotes the URL, in which a password may stand
         raise DatabaseUnusable("the database URL is not one: dialect+driver://user@host:port/database")
     if kind not in ("sqlite", "postgresql"):
-        raise DatabaseUnusable(f"a database of kind {kind!r} cannot hold the journal; sqlite and postgresql can")
+        raise DatabaseUnusable(
+            f"a database of kind {kind!r} cannot hold the journal; sqlite and postgresql can"
+        )
     return found.set(drivername="postgresql+psycopg") if found.drivername == "postgresql" else found
 
 
@@ -61,6 +63,11 @@ def shown(url: sa.URL) -> str:
     """Give a URL without its passwords: the one of the user, and those that stand among the parameters."""
     hidden = {key: "***" for key in url.query if "password" in key.lower()}
     return url.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
+def holds_password(url: sa.URL) -> bool:
+    """Whether a password stands in it."""
+    return bool(url.password) or any("password" in key.lower() for key in url.query)
 
 
 def is_postgresql(url: sa.URL) -> bool:
@@ -89,7 +96,9 @@ def open_engine(
     try:
         if is_postgresql(url):
             return _postgresql_engine(url, options)
-        engine = sa.create_engine(url, connect_args={"timeout": busy_seconds}, hide_parameters=True, **options)
+        engine = sa.create_engine(
+            url, connect_args={"timeout": busy_seconds}, hide_parameters=True, **options
+        )
     except (ImportError, NoSuchModuleError) as error:
         absent = isinstance(error, ModuleNotFoundError | NoSuchModuleError)
         why = "is not installed" if absent else f"cannot be loaded: {reason(error)}"

@@ -62,7 +62,7 @@ class Office:
 
 
 def open_office(home: CoordinatorHome) -> Office:
-    """Open the journal of a home; raises DatabaseUnusable or DatabaseNewer."""
+    """Open the journal of a home; raises as `journal_url` and `Journal`."""
     return Office(home, Journal(home.settings.database_url(home.folder)))
 
 
