@@ -30,8 +30,12 @@ from hansa.coordinator.journal_database import (
     reason,
     shown,
 )
-from hansa.errors import JournalNotWritable, JournalUnreachable
+from hansa.errors import JournalNotWritable, JournalUnreachable, StoreInUse
 
+TOKEN_AT = (
+    "coordinator",
+    "serves",
+)  # scope and name of the token of the coordinator that serves; see `sole_server.py`
 _LAST = "\U0010ffff"  # sorts after every other character
 METADATA = sa.MetaData()
 RECORDS = sa.Table(
@@ -93,13 +97,14 @@ class Journal:
         - Neither a message nor a repr shows a password of the URL.
         - A new SQLite file, and the log beside it, can be read by its owner only.
         - Whatever the database does, a call that reads raises JournalUnreachable, one that writes JournalNotWritable.
+        - Under a token nothing is written once another one stands in the database; see `write_under`.
     """
 
     def __init__(self, url: str, *, now: Callable[[], float] = time.time) -> None:
         self._now = now
         parsed = parse_url(url)
         self.name, self._is_server = shown(parsed), is_postgresql(parsed)
-        self._engine = open_engine(parsed)
+        self._engine, self._token = open_engine(parsed), b""
         try:
             with self._engine.connect() as connection:
                 bring_to_newest(connection, self.name)
@@ -109,6 +114,20 @@ class Journal:
         except BaseException:
             self._engine.dispose()
             raise
+
+    @property
+    def engine(self) -> sa.Engine:
+        """The way to the database, for whoever needs a connection of its own."""
+        return self._engine
+
+    @property
+    def is_server(self) -> bool:
+        """Whether it is a server that is asked, not a file."""
+        return self._is_server
+
+    def write_under(self, token: bytes) -> None:
+        """Write from now on only while this token stands in the database; every write raises StoreInUse after that."""
+        self._token = token
 
     def get(self, scope: str, name: str) -> bytes | None:
         """Give a record, or None."""
@@ -229,9 +248,19 @@ class Journal:
     def _writing(self) -> Iterator[sa.Connection]:
         try:
             with self._engine.begin() as connection:
+                if self._token:
+                    self._verify_token(connection)
                 yield connection
         except (SQLAlchemyError, OSError) as error:
             raise JournalNotWritable(f"database {self.name} was not written: {reason(error)}") from error
+
+    def _verify_token(self, connection: sa.Connection) -> None:
+        """Check the token, and keep it from being replaced before this transaction is over."""
+        if connection.execute(token_query().with_for_update(read=True)).scalar() != self._token:
+            raise StoreInUse(
+                f"another coordinator has taken over the journal in {self.name}; nothing was written",
+                hint="stop this one, or the other; two coordinators never share a database",
+            )
 
     def _bytes_of(self, column: sa.Column[str]) -> sa.ColumnElement[str]:
         """Give a column that is compared by its bytes, as SQLite always does."""
@@ -254,6 +283,12 @@ class ScopedRecords:
     def put(self, records: Mapping[str, bytes | None]) -> None:
         """Write records, or remove those that are None; as `Journal.put`."""
         self._journal.put(self._scope, records)
+
+
+def token_query() -> "sa.Select[tuple[bytes]]":
+    """Ask for the token of the coordinator that serves."""
+    scope, name = TOKEN_AT
+    return sa.select(RECORDS.c.value).where(RECORDS.c.scope == scope, RECORDS.c.name == name)
 
 
 def _at(statement: Any, scope: str, name: str) -> Any:

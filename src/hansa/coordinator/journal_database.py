@@ -25,7 +25,7 @@ from hansa.errors import (
 )
 
 LOCK_CLASS = 0x68616E73  # "hans": the first half of every advisory lock that hansa takes in PostgreSQL
-MIGRATING, NOTING = 1, 2  # and the second half of two of them
+MIGRATING, NOTING, SERVING = 1, 2, 3  # and the second half of them
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_SECONDS = 30
 _LIBPQ = {  # https://www.postgresql.org/docs/15/libpq-connect.html
