@@ -26,7 +26,7 @@ from hansa.coordinator.fleet_door import FleetDoor, Nodes
 from hansa.coordinator.grpc_server import GrpcServer
 from hansa.coordinator.home import CoordinatorHome
 from hansa.coordinator.metrics import CoordinatorMetrics
-from hansa.coordinator.office import Office, open_office
+from hansa.coordinator.office import Office, open_office, settle_services
 from hansa.coordinator.sole_server import SoleServer
 from hansa.coordinator.study_desk import StudyDesk
 from hansa.coordinator.study_run import RunnerParts
@@ -104,6 +104,7 @@ class CoordinatorDaemon:
     def _open(self, stack: ExitStack, office: Office) -> Tending:
         """Open everything; it is closed in the other order when the stack is."""
         home, listen = self._home, self._home.settings.listen
+        settle_services(office)
         tls = TlsSource(home.tls_files)
         revoked = RevocationFile(home.consortium.authority, home.revocation_list_file)
         office.revocations.put_into_file()
