@@ -120,7 +120,10 @@ def test_the_settings_hold_no_password_and_the_doctor_is_content(
 def test_the_doctor_names_what_is_wrong_with_the_password_file(
     home: CoordinatorHome, mode: int, code: str, mend: str
 ) -> None:
-    (home.folder / FILE).chmod(mode) if mode else (home.folder / FILE).unlink()
+    if mode:
+        (home.folder / FILE).chmod(mode)
+    else:
+        (home.folder / FILE).unlink()
     found = finding(home, "database")
     assert (found.level, found.code) == ("fail", code)
     assert mend in found.mend

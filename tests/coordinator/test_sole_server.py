@@ -60,6 +60,18 @@ def test_a_second_one_is_refused_until_the_first_has_ended(postgresql: Any, data
             assert set(again.items("s")) == {"a", "b", "c"}
 
 
+def test_the_session_that_holds_the_lock_is_never_ended_for_being_idle(
+    postgresql: Any, database: str
+) -> None:
+    name = sa.make_url(database).database
+    with postgresql.owner(postgresql.url) as connection:
+        connection.exec_driver_sql(f"ALTER DATABASE {name} SET idle_session_timeout = '1s'")
+    with Journal(database) as journal, SoleServer(journal):
+        (before,) = holders(postgresql, database)
+        time.sleep(2)
+        assert holders(postgresql, database) == [before]
+
+
 def test_two_databases_of_one_server_are_two(postgresql: Any, database: str) -> None:
     name = sa.make_url(postgresql.new_database()).database
     second = sa.make_url(database).set(database=name).render_as_string(hide_password=False)

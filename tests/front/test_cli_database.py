@@ -1,13 +1,19 @@
 """Commands of a coordinator whose journal is at a server: what is wrong ends by name, and the password is in no output."""
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+
+from hansa.coordinator.journal import Journal
+from hansa.coordinator.sole_server import SoleServer
 
 HANSA = [sys.executable, "-P", "-m", "hansa"]
 WITHOUT_DRIVER = (
@@ -115,3 +121,56 @@ def test_a_url_with_a_password_founds_nothing(place: Place) -> None:
     assert not (place.folder / "second").exists()
     at = ("--database", place.url, "--database-password-file", str(place.file))
     place.fails(*init, *at, "--dry-run", status=78, code="home_exists")
+
+
+def test_a_coordinator_from_another_home_is_refused_while_one_serves(place: Place, database: str) -> None:
+    second = place.folder / "second"
+    shutil.copytree(place.home, second)
+    with Journal(database) as journal, SoleServer(journal):
+        error, hint = place.fails("coordinator", "run", "--home", str(second), status=1, code="store_in_use")
+        assert "another coordinator serves on the journal" in error
+        assert "a database of its own" in hint
+        assert place.run("participant", "list").returncode == 0  # the admin's commands go on
+
+
+@pytest.mark.enable_socket  # to find free ports
+def test_two_coordinators_from_two_homes_do_not_both_serve(place: Place, cluster_parts: Any) -> None:
+    """As processes, started at one moment, with doors of their own: one is ready, the other has ended."""
+    homes = [place.home, place.folder / "second"]
+    shutil.copytree(place.home, homes[1])
+    children = []
+    for home in homes:
+        *ports, metrics = cluster_parts.free_ports(5)
+        file = home / "coordinator.toml"
+        text = file.read_text().replace("127.0.0.1:9447", f"127.0.0.1:{metrics}")
+        for at, port in enumerate(ports):
+            text = text.replace(f'"0.0.0.0:{9443 + at}"', f'"127.0.0.1:{port}"')
+        file.write_text(text)
+        children.append(
+            subprocess.Popen(
+                [*HANSA, "coordinator", "run", "--home", str(home)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        until = time.monotonic() + 90
+        while all(child.poll() is None for child in children):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        (ended,) = [child for child in children if child.poll() is not None]
+        (serving,) = [child for child in children if child is not ended]
+        assert ended.returncode == 1
+        assert "[store_in_use]" in str(ended.stderr and ended.stderr.read())
+        for line in serving.stderr or ():
+            if "coordinator_ready" in line:
+                break
+        assert serving.poll() is None
+    finally:
+        for child in children:
+            child.send_signal(signal.SIGTERM)
+        for child in children:
+            _, err = child.communicate(timeout=60)
+            assert place.password not in err

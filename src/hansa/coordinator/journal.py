@@ -161,6 +161,7 @@ class Journal:
         Raises:
             JournalNotWritable: The disk is full, or the database is locked or gone; nothing was written. Only where a server
                 went away in the middle of the last step, everything may have been.
+            StoreInUse: Another coordinator has taken over; see `write_under`.
         """
         with self._writing() as connection:
             for name in sorted(records):  # two writers never wait for each other crosswise
@@ -285,7 +286,7 @@ class ScopedRecords:
         self._journal.put(self._scope, records)
 
 
-def token_query() -> "sa.Select[tuple[bytes]]":
+def token_query() -> "sa.Select[Any]":
     """Ask for the token of the coordinator that serves."""
     scope, name = TOKEN_AT
     return sa.select(RECORDS.c.value).where(RECORDS.c.scope == scope, RECORDS.c.name == name)

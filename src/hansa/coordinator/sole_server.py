@@ -23,10 +23,10 @@ from hansa.federation.files import holding
 
 # So that the server notices in half a minute that a daemon's machine is gone, and lets its lock go; the default is two hours.
 _SESSION = {
-    "tcp_keepalives_idle": 10,
-    "tcp_keepalives_interval": 5,
-    "tcp_keepalives_count": 3,
-    "idle_session_timeout": 0,
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "idle_session_timeout": "0",
 }
 
 
@@ -129,8 +129,10 @@ class SoleServer:
     def _connect(self) -> sa.Connection:
         session = self._journal.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         session.detach()  # the pool never gives it to anybody else
+        known = sa.table("pg_settings", sa.column("name"))  # older servers have no idle_session_timeout
         for key, value in _SESSION.items():
-            session.exec_driver_sql(f"SET {key} = {value}")
+            setting = sa.select(sa.func.set_config(key, value, False)).select_from(known)
+            session.execute(setting.where(known.c.name == key))
         return session
 
     @staticmethod
