@@ -56,6 +56,23 @@ def network() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def postgresql() -> Iterator[Any]:
+    """A server of PostgreSQL; see `postgresql_server.py`. Skips where there is none, or no driver."""
+    parts = _plain_module("postgresql_server")
+    missing = parts.why_not()
+    if missing:
+        pytest.skip(missing)
+    with parts.PostgresqlServer() as server:
+        yield server
+
+
+@pytest.fixture
+def database(postgresql: Any) -> str:
+    """The URL, with its password, of an empty database in PostgreSQL."""
+    return _plain_module("postgresql_server").with_password(postgresql.new_database())
+
+
+@pytest.fixture(scope="session")
 def texts() -> ModuleType:
     """Small text models and their oracle."""
     return _module("text_models")

@@ -36,6 +36,12 @@ def init(
     home: Home = None,
     port: Annotated[int, option("First of four ports that follow each other (9443).")] = 9443,
     author: Annotated[str, option("Name of the first author of studies (admin).")] = "admin",
+    database: Annotated[
+        str | None, option("URL of the journal without a password (a file in the home).")
+    ] = None,
+    database_password_file: Annotated[
+        str | None, option("File of mode 0600 that holds the password of the database alone.")
+    ] = None,
     dry_run: DryRun = False,
     json_only: Json = False,
 ) -> None:
@@ -46,7 +52,15 @@ def init(
 
     folder = data_home(home, "coordinator")
     hosts = tuple(host.strip("[]") for host in address)
-    plan = FoundingPlan(name=name, folder=folder, hosts=hosts, port=port, author=author)
+    plan = FoundingPlan(
+        name=name,
+        folder=folder,
+        hosts=hosts,
+        port=port,
+        author=author,
+        database=database,
+        database_password_file=database_password_file,
+    )
     found: dict[str, Any] = {
         "schema": "hansa/consortium-init/v1",
         "name": name,
@@ -122,10 +136,16 @@ def renew(
         list[str] | None,
         option("Host names and addresses of the coordinator (those of the present certificate)."),
     ] = None,
+    new_key: Annotated[
+        bool, option("Make another key as well, and revoke what was certified for the old one.", "--new-key")
+    ] = False,
     dry_run: DryRun = False,
     json_only: Json = False,
 ) -> None:
-    """Give the coordinator's services another certificate, and make another revocation list if one is due."""
+    """Give the coordinator's services another certificate, and make another revocation list if one is due.
+
+    A coordinator that runs shows it to whoever connects from then on; it need not be started again.
+    """
     from hansa.coordinator.office import renew_services
     from hansa.federation.fields import utc_text
     from hansa.secure_agg.certificates import utc_now
@@ -133,16 +153,25 @@ def renew(
     with _office(home) as office:
         key = office.home.authority(authority)
         if not dry_run:
-            renew_services(office, key, utc_now(), tuple(host.strip("[]") for host in address or ()))
+            hosts = tuple(host.strip("[]") for host in address or ())
+            renew_services(office, key, utc_now(), hosts, new_key=new_key)
         ends, until = office.home.server_certificate_ends(), office.revocations.ends()
+        number = office.revocations.number()
     found = {
         "schema": "hansa/consortium-renew/v1",
         "server_certificate_ends": utc_text(ends),
+        "revocation_list": number,
         "revocation_list_ends": utc_text(until) if until else None,
+        "new_key": new_key,
         "changed": not dry_run,
     }
     verb = "would be renewed; the present one" if dry_run else "renewed; it"
-    show(found, [f"server certificate {verb} ends {utc_text(ends)}"], json_only=json_only)
+    lines = [f"server certificate {verb} ends {utc_text(ends)}"]
+    if new_key and dry_run:
+        lines.append("it would be for a new key, and those for the old one revoked")
+    elif new_key:
+        lines.append(f"it is for a new key; those for the old one are revoked, revocation list {number}")
+    show(found, lines, json_only=json_only)
 
 
 @author_app.command("add", epilog=EPILOG)

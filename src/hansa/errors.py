@@ -239,7 +239,7 @@ class DriverMissing(ConfigurationError):
 
     code = "driver_missing"
     default_hint = (
-        "install the driver that the URL names; for postgresql+psycopg: pip install 'psycopg[binary]'"
+        "install the driver that the URL names; for postgresql+psycopg: pip install 'hansa[postgresql]'"
     )
 
 
@@ -248,7 +248,10 @@ class PasswordFileMissing(ConfigurationError):
 
     code = "password_file_missing"
     exit_status = 66
-    default_hint = "put the password alone in a file of mode 0600 and name it as password_file"
+    default_hint = (
+        "put the password alone in a file of mode 0600; password_file of datasets.toml names it, or"
+        " database_password_file of coordinator.toml"
+    )
 
 
 class DatabaseUnusable(ConfigurationError):

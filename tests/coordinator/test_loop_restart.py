@@ -172,9 +172,11 @@ def test_a_loop_whose_study_is_over_asks_for_nothing(houses, tiny_study, tiny_ba
     assert len(house.grid_bytes) == before
 
 
-def test_its_records_may_lie_in_the_journal(houses, tiny_study, tiny_bases, tmp_path):
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_its_records_may_lie_in_the_journal(kind, request, houses, tiny_study, tiny_bases, tmp_path):
     house = houses(tiny_study, tiny_bases(tiny_study))
-    with Journal(f"sqlite:///{tmp_path / 'journal.sqlite'}") as journal:
+    url = f"sqlite:///{tmp_path / 'journal.sqlite'}"
+    with Journal(request.getfixturevalue("database") if kind == "postgresql" else url) as journal:
         records = journal.records("loop/abc")
         run_until_over(house, records, tmp_path / "results")
         assert LoopState(house.names, journal.records("loop/abc")).done == 2

@@ -324,7 +324,7 @@ def test_revoking_asks_on_a_terminal_only(desk):
     [
         ('database = "sqlite:////nowhere/at/all/journal.sqlite"', 78, "database_unusable"),
         ('database = "nonsense"', 78, "database_unusable"),
-        ('database = "postgresql://user:secret@127.0.0.1:1/x"', 78, "database_unusable"),
+        ('database = "postgresql://user:secret@127.0.0.1:1/x"', 69, "journal_unreachable"),
         ('databse = "sqlite://"', 78, "unknown_key"),
         ("database = 3", 78, "invalid_value"),
         ("[", 78, "settings_syntax"),
@@ -366,6 +366,25 @@ def test_files_are_not_overwritten_and_the_code_is_never_printed(desk):
     assert code not in made.stdout + made.stderr
     for path in (desk.folder / "p").rglob("*"):
         assert not path.is_file() or code.encode() not in path.read_bytes()
+
+
+def test_the_services_get_another_key_when_asked_for(desk):
+    key = desk.home / "tls" / "server.key"
+    old, list_before = key.read_bytes(), desk.json("consortium", "show")["revocation_list"]["number"]
+    found = desk.json("consortium", "renew", "--new-key", "--dry-run")
+    assert (found["changed"], found["new_key"], key.read_bytes() == old) == (False, True, True)
+    assert desk.json("consortium", "renew")["new_key"] is False
+    assert key.read_bytes() == old
+    done = desk.run("consortium", "renew", "--new-key")
+    assert f"those for the old one are revoked, revocation list {list_before + 1}" in done.stdout
+    assert key.read_bytes() != old
+    assert desk.json("consortium", "show")["revocation_list"]["number"] == list_before + 1
+    (desk.home / "ca" / "authority.key").rename(desk.folder / "authority.key")
+    kept = key.read_bytes()
+    desk.fails("consortium", "renew", "--new-key", status=78, code="authority_absent")
+    assert key.read_bytes() == kept
+    desk.run("consortium", "renew", "--new-key", "--authority", desk.folder)
+    assert key.read_bytes() != kept
 
 
 def test_authors_are_added_listed_and_revoked(desk):

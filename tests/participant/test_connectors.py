@@ -18,7 +18,6 @@ from hansa.participant.connectors.csv_table import CsvTable
 from hansa.participant.connectors.json_lines import LINE_BYTES_MOST, JsonLines
 from hansa.participant.connectors.opening import open_source
 from hansa.participant.connectors.parquet_table import ParquetTable
-from hansa.participant.connectors.password_file import read_password
 from hansa.participant.connectors.select_only import verify_select_only
 from hansa.participant.connectors.source import PIECE_BYTES, PIECE_ROWS, Source
 from hansa.participant.connectors.sql_table import SqlTable
@@ -323,54 +322,6 @@ def test_url_and_query_of_files_and_no_password_in_them(database: Path) -> None:
     (database / "url").unlink()
     with pytest.raises(errors.DatasetFileMissing, match="cannot be read"):
         open_source(entry, database)
-
-
-# -- passwords -------------------------------------------------------------------------------------------------
-
-
-def secret_file(path: Path, content: bytes = SECRET.encode() + b"\n", mode: int = 0o600) -> Path:
-    path.write_bytes(content)
-    path.chmod(mode)
-    return path
-
-
-def test_a_password_comes_from_a_file_that_only_its_owner_reads(tmp_path: Path) -> None:
-    secret_file(tmp_path / "p")
-    assert read_password(Path("p"), tmp_path) == SECRET
-    assert read_password(tmp_path / "p", Path("/nowhere")) == SECRET
-    for mode in (0o640, 0o604, 0o660):
-        secret_file(tmp_path / "p", mode=mode)
-        with pytest.raises(errors.KeyFileUnsafe, match=f"mode {mode:04o}, 0600 is the widest") as caught:
-            read_password(Path("p"), tmp_path)
-        assert_shows_no_value(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"\n", b"two\nlines", b"nul\0", b"\xff", b"x" * 4097])
-def test_a_file_that_is_no_password(tmp_path: Path, content: bytes) -> None:
-    secret_file(tmp_path / "p", content)
-    with pytest.raises(errors.KeyFileUnsafe, match="does not hold one line"):
-        read_password(Path("p"), tmp_path)
-
-
-def test_a_password_that_is_missing_or_no_file(tmp_path: Path) -> None:
-    with pytest.raises(errors.PasswordFileMissing) as caught:
-        read_password(Path("none"), tmp_path)
-    assert caught.value.exit_status == 66
-    with pytest.raises(errors.KeyFileUnsafe, match="not a regular file"):
-        read_password(Path(), tmp_path)
-
-
-def test_a_credential_of_the_system_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    credentials = tmp_path / "credentials"
-    credentials.mkdir()
-    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
-    secret_file(tmp_path / "p", b"home")
-    assert read_password(Path("p"), tmp_path) == "home"
-    secret_file(credentials / "p", b"system", 0o440)  # as systemd hands it to a service user
-    assert read_password(Path("p"), tmp_path) == "system"
-    (credentials / "p").chmod(0o444)
-    with pytest.raises(errors.KeyFileUnsafe, match="mode 0444"):
-        read_password(Path("p"), tmp_path)
 
 
 # -- JSON lines ------------------------------------------------------------------------------------------------

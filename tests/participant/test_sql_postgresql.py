@@ -1,97 +1,41 @@
 """A PostgreSQL table is read through a transaction that cannot write, its password from a file. Needs a server and a driver."""
 
-import importlib.util
-import os
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-import sqlalchemy
-from sqlalchemy.pool import NullPool
 
 from hansa import errors
 from hansa.participant.connectors.opening import open_source
 from hansa.participant.connectors.sql_table import SqlTable
 from hansa.participant.dataset_file import DatasetEntry
 
-BINARIES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"))), None)
 PASSWORD = "a pass:word/with@signs"
-pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("psycopg") is None, reason="no driver of PostgreSQL"),
-    pytest.mark.skipif(BINARIES is None, reason="no server of PostgreSQL"),
-    pytest.mark.skipif(
-        os.geteuid() == 0 and shutil.which("setpriv") is None, reason="no server runs as root"
-    ),
-]
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """Run a server on a socket of its own, and give its URL without the password."""
-    as_root = os.geteuid() == 0
-    lowered = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"] if as_root else []
-    # Not below pytest's own folder, which only its owner may enter.
-    with tempfile.TemporaryDirectory(prefix="hansa-") as name:
-        folder = Path(name)
-        secret = folder / "secret"
-        secret.write_text(PASSWORD)
-        if as_root:
-            for path in (folder, secret):
-                shutil.chown(path, "nobody", "nogroup")
-        initdb = [BINARIES / "initdb", "-D", folder / "data", "-U", "bank", "-A", "scram-sha-256", "-N"]
-        command = [*lowered, *map(str, initdb), "--pwfile", str(secret)]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=60)
-        settings = ["listen_addresses=", f"unix_socket_directories={folder}", "fsync=off"]
-        options = [part for setting in settings for part in ("-c", setting)]
-        process = subprocess.Popen(
-            [*lowered, str(BINARIES / "postgres"), "-D", str(folder / "data"), *options],
-            cwd=folder,
-            stderr=subprocess.DEVNULL,
+def server(postgresql: Any) -> str:
+    """A database with a table of clients."""
+    url = postgresql.new_database()
+    with postgresql.owner(url) as connection:
+        connection.exec_driver_sql("CREATE SEQUENCE numbers")
+        connection.exec_driver_sql(
+            "CREATE TABLE clients (id bigint, age numeric, city text, y int, born date)"
         )
-        try:
-            url = f"postgresql+psycopg://bank@/postgres?host={folder}"
-            fill(url)
-            yield url
-        finally:
-            process.send_signal(signal.SIGQUIT)
-            process.wait(timeout=30)
+        connection.exec_driver_sql(
+            "INSERT INTO clients SELECT i, i + 0.5, NULLIF('city ' || mod(i, 7), 'city 0'), mod(i, 2), DATE '2000-01-01'"
+            " FROM generate_series(1, 20000) i"
+        )
+        connection.exec_driver_sql(
+            "CREATE FUNCTION spoil() RETURNS int LANGUAGE sql AS 'DELETE FROM clients RETURNING 1'"
+        )
+    return url
 
 
-def fill(url: str) -> None:
-    for _ in range(100):
-        with suppress(sqlalchemy.exc.OperationalError), owner(url) as connection:
-            connection.exec_driver_sql("CREATE SEQUENCE numbers")
-            connection.exec_driver_sql(
-                "CREATE TABLE clients (id bigint, age numeric, city text, y int, born date)"
-            )
-            connection.exec_driver_sql(
-                "INSERT INTO clients SELECT i, i + 0.5, NULLIF('city ' || mod(i, 7), 'city 0'), mod(i, 2), DATE '2000-01-01'"
-                " FROM generate_series(1, 20000) i"
-            )
-            connection.exec_driver_sql(
-                "CREATE FUNCTION spoil() RETURNS int LANGUAGE sql AS 'DELETE FROM clients RETURNING 1'"
-            )
-            return
-        time.sleep(0.1)
-    raise TimeoutError("the server does not answer")
-
-
-@contextmanager
-def owner(url: str) -> Iterator[sqlalchemy.Connection]:
-    engine = sqlalchemy.create_engine(sqlalchemy.make_url(url).set(password=PASSWORD), poolclass=NullPool)
-    with engine.begin() as connection:
-        yield connection
-
-
-def count(url: str) -> int:
-    with owner(url) as connection:
+def count(postgresql: Any, url: str) -> int:
+    with postgresql.owner(url) as connection:
         return int(connection.exec_driver_sql("SELECT count(*) FROM clients").scalar_one())
 
 
@@ -114,11 +58,13 @@ def test_a_table_is_read_in_pieces_with_the_password_of_a_file(server: str, tmp_
 @pytest.mark.parametrize(
     "query", ["SELECT spoil() AS y", "SELECT nextval('numbers') AS y, set_config('a.b', 'c', false)"]
 )
-def test_a_function_that_writes_is_refused_by_the_database(server: str, tmp_path: Path, query: str) -> None:
-    before = count(server)
+def test_a_function_that_writes_is_refused_by_the_database(
+    postgresql: Any, server: str, tmp_path: Path, query: str
+) -> None:
+    before = count(postgresql, server)
     with pytest.raises(errors.DataUnreadable, match="the query fails"):
         SqlTable(server, home=tmp_path, password=PASSWORD, query=query)
-    assert count(server) == before == 20000
+    assert count(postgresql, server) == before == 20000
 
 
 def test_a_per_cent_sign_and_a_colon_are_no_parameters(server: str, tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from hansa.coordinator.fleet_door import FleetDoor, Nodes
 from hansa.coordinator.grpc_server import GrpcServer
 from hansa.coordinator.home import CoordinatorHome
 from hansa.coordinator.metrics import CoordinatorMetrics
-from hansa.coordinator.office import Office, open_office
+from hansa.coordinator.office import Office, open_office, settle_services
+from hansa.coordinator.sole_server import SoleServer
 from hansa.coordinator.study_desk import StudyDesk
 from hansa.coordinator.study_run import RunnerParts
 from hansa.coordinator.study_runner import StudyRunner
@@ -58,9 +59,10 @@ class CoordinatorDaemon:
         manager: Its service manager.
 
     Raises:
-        StoreInUse: Another coordinator runs on this home.
+        StoreInUse: Another coordinator runs on this home, or on its database.
 
     Guarantees:
+        - It serves only while no other coordinator does on the same database; see `SoleServer`.
         - SuperLink and adding worker end with this process, whatever way it ends.
         - A revocation is in force at every door within a second, and a membership.
     """
@@ -76,7 +78,7 @@ class CoordinatorDaemon:
         """Serve until `stop` is set.
 
         Raises:
-            StoreInUse: Another coordinator runs on this home.
+            StoreInUse: Another coordinator runs on this home, or on its database, or has taken that over.
             PortInUse, ConfigurationError: A door cannot be opened.
             SuperLinkFailed: Flower's SuperLink does not start.
             CertificateRejected: The services' own certificate is none, or has ended.
@@ -88,11 +90,13 @@ class CoordinatorDaemon:
             )
             stack.enter_context(holding(self._home.folder / LOCK, in_use=in_use))
             office = stack.enter_context(open_office(self._home))
+            sole = stack.enter_context(SoleServer(office.journal))
             tending = self._open(stack, office)
             self._manager.ready("no study runs")
             self._log.info("coordinator_ready", consortium=self._home.consortium.name)
             wait = min(_TEND_SECONDS, self._manager.watchdog_seconds or _TEND_SECONDS)
             while not stop.wait(wait):
+                sole.verify()
                 self._tend(tending)
             self._manager.stopping()
             self._log.info("coordinator_stopping")
@@ -100,6 +104,7 @@ class CoordinatorDaemon:
     def _open(self, stack: ExitStack, office: Office) -> Tending:
         """Open everything; it is closed in the other order when the stack is."""
         home, listen = self._home, self._home.settings.listen
+        settle_services(office)
         tls = TlsSource(home.tls_files)
         revoked = RevocationFile(home.consortium.authority, home.revocation_list_file)
         office.revocations.put_into_file()

@@ -6,17 +6,25 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import sqlalchemy as sa
-
 from hansa.coordinator.authoring import desk_of
 from hansa.coordinator.examination import Examination
+from hansa.coordinator.journal_database import holds_password, parse_url
 from hansa.coordinator.journal_probe import journal_state, verify_journal_writable
 from hansa.coordinator.settings import FILE_NAME, load_coordinator_settings
 from hansa.coordinator.study_states import OVER, Outcomes, name_of, state_of
-from hansa.errors import AuthorityAbsent, ConfigurationError, DatabaseNewer, Error, SettingsMissing
+from hansa.errors import (
+    AuthorityAbsent,
+    ConfigurationError,
+    DatabaseNewer,
+    Error,
+    KeyFileUnsafe,
+    PasswordFileMissing,
+    SettingsMissing,
+)
 from hansa.federation.checks import Check, Finding, fail, failure, ok
 from hansa.federation.machine_checks import look_at_disk, look_at_folder, look_at_secrets
-from hansa.federation.mending import restore, restrict
+from hansa.federation.mending import edit, restore, restrict
+from hansa.federation.password_file import password_path
 
 INIT = "consortium init NAME --address HOST"
 _PART_BYTES = 1 << 20
@@ -38,8 +46,15 @@ def look_at_settings(place: Examination) -> Iterator[Finding]:
         yield failure(error, restore(place.folder / "ca" / "authority.crt"))
         return
     yield ok(f"coordinator of {consortium.name}")
-    if sa.make_url(settings.database_url(place.folder)).password is not None:
+    if settings.database is not None and _holds_password(settings.database):
         yield from _password(place.folder / FILE_NAME)
+
+
+def _holds_password(database: str) -> bool:
+    try:
+        return holds_password(parse_url(database))
+    except Error:  # which the check of the database names
+        return False
 
 
 def _password(file: Path) -> Iterator[Finding]:
@@ -50,9 +65,12 @@ def _password(file: Path) -> Iterator[Finding]:
 
 def look_at_database(place: Examination) -> Iterator[Finding]:
     """Open the database and see of which form it is, without changing it."""
-    url = place.home.settings.database_url(place.folder)
+    settings = place.home.settings
     try:
-        found = journal_state(url)
+        found = journal_state(settings.database_url(place.folder))
+    except (PasswordFileMissing, KeyFileUnsafe) as error:
+        yield failure(error, _mend_password_file(Path(str(settings.database_password_file)), place.folder))
+        return
     except DatabaseNewer as error:
         yield failure(error, "pip install --upgrade hansa")
         return
@@ -64,6 +82,11 @@ def look_at_database(place: Examination) -> Iterator[Finding]:
     else:
         told = f"{found.name} is of revision {found.revision or 'none'}, an older form"
         yield fail(told, place.command("consortium show"), code="database_older")
+
+
+def _mend_password_file(name: Path, home: Path) -> str:
+    path = password_path(name, home)
+    return restrict(path) if path.is_file() and path.stat().st_mode & 0o077 else edit(path)
 
 
 def look_at_journal(place: Examination) -> Iterator[Finding]:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from hansa.coordinator.home import CoordinatorHome
 from hansa.coordinator.issuing import server_certificate, verify_name
+from hansa.coordinator.journal_database import holds_password, is_postgresql, parse_url
+from hansa.coordinator.journal_probe import journal_state
 from hansa.coordinator.office import open_office
-from hansa.coordinator.settings import FILE_NAME, coordinator_toml
+from hansa.coordinator.settings import FILE_NAME, coordinator_toml, journal_url
 from hansa.errors import HomeExists, InvalidValue
 from hansa.federation.consortium import Consortium
 from hansa.federation.fields import host_and_port
@@ -33,6 +35,8 @@ class FoundingPlan:
         hosts: Names and addresses of the coordinator; participants use the first.
         port: First of the ports of the services.
         author: Name of the first author.
+        database: URL of the journal, without a password; None for a file in the home.
+        database_password_file: Where its password is; see `journal_url`.
     """
 
     name: str
@@ -40,6 +44,8 @@ class FoundingPlan:
     hosts: tuple[str, ...]
     port: int
     author: str
+    database: str | None = None
+    database_password_file: str | None = None
 
     def addresses(self) -> Addresses:
         """Where participants reach the services; InvalidValue if a host or port is none."""
@@ -59,8 +65,9 @@ class FoundingPlan:
         """Check that the plan can be carried out.
 
         Raises:
-            HomeExists: The folder holds a consortium, or the beginning of one.
-            InvalidValue: A name, host or port is none.
+            HomeExists: The folder, or the database, holds a consortium, or the beginning of one.
+            InvalidValue: A name, host or port is none, or the URL of the database holds a password.
+            ConfigurationError, KeyFileUnsafe, JournalUnreachable: The database cannot be used; see `journal_url` and `Journal`.
         """
         if not self.hosts:
             raise InvalidValue("a coordinator needs an address", hint="give one with --address")
@@ -73,6 +80,27 @@ class FoundingPlan:
         for path in (self.folder / FILE_NAME, self.folder / "ca"):
             if path.exists():
                 raise HomeExists(f"{str(self.folder)!r} holds a consortium already: there is {path.name!r}")
+        if self.database is not None:
+            self._verify_database(self.database)
+
+    def _verify_database(self, database: str) -> None:
+        url = parse_url(database)
+        if holds_password(url):
+            raise InvalidValue(
+                "the database URL holds a password",
+                hint="put it alone into a file of mode 0600 and give that with --database-password-file",
+            )
+        if not is_postgresql(url):
+            raise InvalidValue(
+                "the database URL names no server of PostgreSQL",
+                hint="leave it out: the journal is a file in the home then",
+            )
+        found = journal_state(journal_url(database, self.database_password_file, self.folder))
+        if found.revision is not None:
+            raise HomeExists(
+                f"database {found.name} holds the journal of a consortium already",
+                hint="give each consortium a database of its own",
+            )
 
 
 def found_consortium(plan: FoundingPlan, now: datetime) -> CoordinatorHome:
@@ -106,7 +134,7 @@ def found_consortium(plan: FoundingPlan, now: datetime) -> CoordinatorHome:
     write_file(tls / "server.key", key, mode=PRIVATE, replace=False)
     certificate = server_certificate(authority, key, hosts=plan.hosts, now=now, days=SERVER_DAYS)
     write_file(tls / "server.crt", to_pem(certificate), replace=False)
-    text = coordinator_toml(plan.name, plan.addresses())
+    text = coordinator_toml(plan.name, plan.addresses(), plan.database, plan.database_password_file)
     write_file(plan.folder / FILE_NAME, text.encode(), mode=PRIVATE, replace=False)
     home = CoordinatorHome.open(plan.folder)
     with open_office(home) as office:

@@ -4,9 +4,10 @@ coordinator.toml              settings
 ca/authority.crt              certificate of the authority, PEM
 ca/authority.key              its key, 32 bytes, mode 0600; it may be kept on another machine or medium
 ca/authority.crl              the latest revocation list, DER
-tls/server.crt, server.key    the services' TLS certificate (PEM) and P-256 key
+tls/server.crt, server.key    the services' TLS certificate (PEM) and P-256 key; tls/next while a new key takes its place
 authors/NAME.key              keys of authors who sign here, 32 bytes, mode 0600
 journal.sqlite                members, authors, studies, events (where no other database is named)
+database-password             password of another database, mode 0600; coordinator.toml names the file
 models/SHA256                 base models of studies
 spool/                        uploads while they arrive
 """

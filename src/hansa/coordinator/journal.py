@@ -8,26 +8,35 @@ It holds no secret: signed documents, certificates and ciphertext sizes only. Ke
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
 
-from hansa.errors import DatabaseNewer, DatabaseUnusable, JournalNotWritable, JournalUnreachable
+from hansa.coordinator.journal_database import (
+    LOCK_CLASS,
+    NOTING,
+    bring_to_newest,
+    is_postgresql,
+    open_engine,
+    opening_failure,
+    parse_url,
+    reason,
+    shown,
+)
+from hansa.errors import JournalNotWritable, JournalUnreachable, StoreInUse
 
-_MIGRATIONS = Path(__file__).parent / "migrations"
-_BUSY_SECONDS = 30
+TOKEN_AT = (
+    "coordinator",
+    "serves",
+)  # scope and name of the token of the coordinator that serves; see `sole_server.py`
+_LAST = "\U0010ffff"  # sorts after every other character
 METADATA = sa.MetaData()
 RECORDS = sa.Table(
     "record",
@@ -74,31 +83,51 @@ class Journal:
         now: Wall clock in seconds.
 
     Raises:
-        DatabaseUnusable: The URL is none, its driver is missing, or the database cannot be opened or brought to the present form.
+        DatabaseUnusable: The URL is none, or the database cannot be opened or brought to the present form.
+        DriverMissing: The package that speaks to this kind of database is not installed.
+        JournalUnreachable: The server does not answer, or does not let this user in.
         DatabaseNewer: A later version of hansa has used it.
 
     Guarantees:
         - What `put` wrote is durable when it returns, all of it or nothing.
         - Of several writers that compare and put one record, one succeeds.
+        - Names and scopes are told apart and ordered by their bytes in UTF-8, whatever the database's language.
+        - Whoever reads an event can read all events of lower ids.
+        - A server that was away is reached again by the next call.
         - Neither a message nor a repr shows a password of the URL.
         - A new SQLite file, and the log beside it, can be read by its owner only.
         - Whatever the database does, a call that reads raises JournalUnreachable, one that writes JournalNotWritable.
+        - Under a token nothing is written once another one stands in the database; see `write_under`.
     """
 
     def __init__(self, url: str, *, now: Callable[[], float] = time.time) -> None:
         self._now = now
+        parsed = parse_url(url)
+        self.name, self._is_server = shown(parsed), is_postgresql(parsed)
+        self._engine, self._token = open_engine(parsed), b""
         try:
-            parsed = sa.make_url(url)
-        except ArgumentError as error:
-            raise DatabaseUnusable("the database URL is not one") from error
-        self.name = parsed.render_as_string(hide_password=True)
-        try:
-            self._engine = _engine(parsed)
             with self._engine.connect() as connection:
-                _upgrade(connection, self.name)
-        except (SQLAlchemyError, NoSuchModuleError, ImportError, OSError) as error:
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise DatabaseUnusable(f"database {self.name} cannot be used: {reason[:200]}") from error
+                bring_to_newest(connection, self.name)
+        except (SQLAlchemyError, OSError) as error:
+            self._engine.dispose()
+            raise opening_failure(parsed, error) from error
+        except BaseException:
+            self._engine.dispose()
+            raise
+
+    @property
+    def engine(self) -> sa.Engine:
+        """The way to the database, for whoever needs a connection of its own."""
+        return self._engine
+
+    @property
+    def is_server(self) -> bool:
+        """Whether it is a server that is asked, not a file."""
+        return self._is_server
+
+    def write_under(self, token: bytes) -> None:
+        """Write from now on only while this token stands in the database; every write raises StoreInUse after that."""
+        self._token = token
 
     def get(self, scope: str, name: str) -> bytes | None:
         """Give a record, or None."""
@@ -111,16 +140,18 @@ class Journal:
         """Give all records of a scope, by name in order."""
         query = sa.select(RECORDS.c.name, RECORDS.c.value).where(RECORDS.c.scope == scope)
         with self._reading() as connection:
-            found = connection.execute(query.order_by(RECORDS.c.name)).all()
+            found = connection.execute(query.order_by(self._bytes_of(RECORDS.c.name))).all()
         return {str(name): bytes(value) for name, value in found}
 
     def items_below(self, prefix: str) -> dict[str, dict[str, bytes]]:
         """Give all records of the scopes that begin with a prefix, by scope, then by name in order; with one query."""
         query = sa.select(RECORDS.c.scope, RECORDS.c.name, RECORDS.c.value)
-        query = query.where(RECORDS.c.scope.startswith(prefix, autoescape=True))
+        by_scope, by_name = self._bytes_of(RECORDS.c.scope), self._bytes_of(RECORDS.c.name)
+        # Not LIKE, which SQLite does not tell a from A by.
+        query = query.where(by_scope >= prefix, by_scope < prefix + _LAST).order_by(by_scope, by_name)
         found: dict[str, dict[str, bytes]] = {}
         with self._reading() as connection:
-            for scope, name, value in connection.execute(query.order_by(RECORDS.c.scope, RECORDS.c.name)):
+            for scope, name, value in connection.execute(query):
                 found.setdefault(str(scope), {})[str(name)] = bytes(value)
         return found
 
@@ -128,26 +159,31 @@ class Journal:
         """Write records of a scope, or remove them where the value is None.
 
         Raises:
-            JournalNotWritable: The disk is full, or the database is locked or gone; nothing was written.
+            JournalNotWritable: The disk is full, or the database is locked or gone; nothing was written. Only where a server
+                went away in the middle of the last step, everything may have been.
+            StoreInUse: Another coordinator has taken over; see `write_under`.
         """
         with self._writing() as connection:
-            for name, value in records.items():
-                connection.execute(_at(sa.delete(RECORDS), scope, name))
-                if value is not None:
-                    connection.execute(sa.insert(RECORDS).values(scope=scope, name=name, value=value))
+            for name in sorted(records):  # two writers never wait for each other crosswise
+                value = records[name]
+                if value is None:
+                    connection.execute(_at(sa.delete(RECORDS), scope, name))
+                else:
+                    new = self._insert().values(scope=scope, name=name, value=value)
+                    keys, values = [RECORDS.c.scope, RECORDS.c.name], {"value": new.excluded.value}
+                    connection.execute(new.on_conflict_do_update(index_elements=keys, set_=values))
 
     def compare_and_put(self, scope: str, name: str, expected: bytes | None, value: bytes) -> bool:
         """Write a record if it is as expected (None: absent); tell whether it was. Raises as `put`."""
+        change: Any
         if expected is None:
-            try:
-                with self._writing() as connection:
-                    connection.execute(sa.insert(RECORDS).values(scope=scope, name=name, value=value))
-            except _Present:
-                return False
-            return True
+            change = self._insert().values(scope=scope, name=name, value=value).on_conflict_do_nothing()
+        else:
+            change = (
+                _at(sa.update(RECORDS), scope, name).where(RECORDS.c.value == expected).values(value=value)
+            )
         with self._writing() as connection:
-            change = _at(sa.update(RECORDS), scope, name).where(RECORDS.c.value == expected)
-            return connection.execute(change.values(value=value)).rowcount == 1
+            return connection.execute(change, execution_options={"preserve_rowcount": True}).rowcount == 1
 
     def records(self, scope: str) -> "ScopedRecords":
         """Give the records of one scope, for whoever keeps its state there."""
@@ -162,6 +198,10 @@ class Journal:
             "detail": json.dumps(detail, sort_keys=True),
         }
         with self._writing() as connection:
+            if (
+                self._is_server
+            ):  # which numbers events when they are written, but shows them when they are committed
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK_CLASS, NOTING)))
             connection.execute(sa.insert(EVENTS).values(**values))
 
     def events(self, *, study: str | None = None, after: int = 0, most: int = 10_000) -> Sequence[Event]:
@@ -203,19 +243,32 @@ class Journal:
             with self._engine.connect() as connection:
                 yield connection
         except (SQLAlchemyError, OSError) as error:
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise JournalUnreachable(f"database {self.name} does not answer: {reason[:200]}") from error
+            raise JournalUnreachable(f"database {self.name} does not answer: {reason(error)}") from error
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
         try:
             with self._engine.begin() as connection:
+                if self._token:
+                    self._verify_token(connection)
                 yield connection
-        except IntegrityError as error:
-            raise _Present from error
         except (SQLAlchemyError, OSError) as error:
-            reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-            raise JournalNotWritable(f"database {self.name} was not written: {reason[:200]}") from error
+            raise JournalNotWritable(f"database {self.name} was not written: {reason(error)}") from error
+
+    def _verify_token(self, connection: sa.Connection) -> None:
+        """Check the token, and keep it from being replaced before this transaction is over."""
+        if connection.execute(token_query().with_for_update(read=True)).scalar() != self._token:
+            raise StoreInUse(
+                f"another coordinator has taken over the journal in {self.name}; nothing was written",
+                hint="stop this one, or the other; two coordinators never share a database",
+            )
+
+    def _bytes_of(self, column: sa.Column[str]) -> sa.ColumnElement[str]:
+        """Give a column that is compared by its bytes, as SQLite always does."""
+        return column.collate("C") if self._is_server else column
+
+    def _insert(self) -> "postgresql.Insert | sqlite.Insert":
+        return postgresql.insert(RECORDS) if self._is_server else sqlite.insert(RECORDS)
 
 
 class ScopedRecords:
@@ -233,47 +286,11 @@ class ScopedRecords:
         self._journal.put(self._scope, records)
 
 
-class _Present(Exception):
-    """A record that was to be new is there."""
+def token_query() -> "sa.Select[Any]":
+    """Ask for the token of the coordinator that serves."""
+    scope, name = TOKEN_AT
+    return sa.select(RECORDS.c.value).where(RECORDS.c.scope == scope, RECORDS.c.name == name)
 
 
 def _at(statement: Any, scope: str, name: str) -> Any:
     return statement.where(RECORDS.c.scope == scope, RECORDS.c.name == name)
-
-
-def _engine(url: sa.URL) -> sa.Engine:
-    if url.get_backend_name() != "sqlite":
-        return sa.create_engine(url, pool_pre_ping=True)
-    if (
-        url.database and url.database != ":memory:"
-    ):  # who takes part is nobody else's business; SQLite makes files of mode 0644
-        os.close(os.open(url.database, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_SECONDS})
-
-    @sa.event.listens_for(engine, "connect")
-    def _settings(connection: Any, _: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")  # a record is on the disk when `put` returns
-
-    return engine
-
-
-def newest_revisions() -> tuple[set[str], str | None]:
-    """Give all forms of the database that this version knows, and the present one."""
-    script = ScriptDirectory(str(_MIGRATIONS))
-    return {revision.revision for revision in script.walk_revisions()}, script.get_current_head()
-
-
-def _upgrade(connection: sa.Connection, name: str) -> None:
-    """Bring the database to the newest form; two processes that open it at once may both try."""
-    config = Config()
-    config.set_main_option("script_location", str(_MIGRATIONS))
-    known, newest = newest_revisions()
-    found = MigrationContext.configure(connection).get_current_revision()
-    if found is not None and found not in known:
-        raise DatabaseNewer(f"database {name} is of revision {found}, which this version does not know")
-    if found == newest:
-        return
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
-    connection.commit()

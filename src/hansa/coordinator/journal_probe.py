@@ -5,9 +5,18 @@ from pathlib import Path
 
 import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
-from hansa.coordinator.journal import EVENTS, newest_revisions
+from hansa.coordinator.journal import EVENTS
+from hansa.coordinator.journal_database import (
+    is_postgresql,
+    newest_revisions,
+    open_engine,
+    opening_failure,
+    parse_url,
+    reason,
+    shown,
+)
 from hansa.errors import DatabaseNewer, DatabaseUnusable, JournalNotWritable
 
 _BUSY_SECONDS = 5
@@ -33,17 +42,20 @@ def journal_state(url: str) -> JournalState:
 
     Raises:
         DatabaseUnusable: The URL is none, or there is no such database.
+        DriverMissing: The package that speaks to this kind of database is not installed.
+        JournalUnreachable: The server does not answer, or does not let this user in.
         DatabaseNewer: A later version of hansa has used it.
 
     Guarantees:
         - The database is as it was; none is made.
     """
-    engine, name = _opened(url)
+    parsed, engine = _opened(url)
+    name = shown(parsed)
     try:
         with engine.connect() as connection:
             found = MigrationContext.configure(connection).get_current_revision()
     except (SQLAlchemyError, OSError) as error:
-        raise DatabaseUnusable(f"database {name} cannot be used: {_reason(error)}") from error
+        raise opening_failure(parsed, error) from error
     finally:
         engine.dispose()
     known, newest = newest_revisions()
@@ -56,35 +68,22 @@ def verify_journal_writable(url: str) -> None:
     """Write into a transaction that is taken back.
 
     Raises:
-        DatabaseUnusable: As `journal_state`.
+        DatabaseUnusable, DriverMissing: As `journal_state`.
         JournalNotWritable: It cannot be written.
     """
-    engine, name = _opened(url)
+    parsed, engine = _opened(url)
     try:
         with engine.connect() as connection, connection.begin() as transaction:
             connection.execute(sa.insert(EVENTS).values(at=0.0, kind="doctor", study="", detail="{}"))
             transaction.rollback()
     except (SQLAlchemyError, OSError) as error:
-        raise JournalNotWritable(f"database {name} cannot be written: {_reason(error)}") from error
+        raise JournalNotWritable(f"database {shown(parsed)} cannot be written: {reason(error)}") from error
     finally:
         engine.dispose()
 
 
-def _opened(url: str) -> tuple[sa.Engine, str]:
-    try:
-        parsed = sa.make_url(url)
-    except ArgumentError as error:
-        raise DatabaseUnusable("the database URL is not one") from error
-    name = parsed.render_as_string(hide_password=True)
-    is_file = parsed.get_backend_name() == "sqlite"
-    if is_file and not Path(parsed.database or "").is_file():
-        raise DatabaseUnusable(f"database {name} cannot be used: there is no such file")
-    try:
-        arguments = {"timeout": _BUSY_SECONDS} if is_file else {}
-        return sa.create_engine(parsed, connect_args=arguments), name
-    except (SQLAlchemyError, NoSuchModuleError, ImportError) as error:
-        raise DatabaseUnusable(f"database {name} cannot be used: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "orig", None) or error).splitlines()[0][:200]
+def _opened(url: str) -> tuple[sa.URL, sa.Engine]:
+    parsed = parse_url(url)
+    if not is_postgresql(parsed) and not Path(parsed.database or "").is_file():
+        raise DatabaseUnusable(f"database {shown(parsed)} cannot be used: there is no such file")
+    return parsed, open_engine(parsed, busy_seconds=_BUSY_SECONDS, as_it_is=True)

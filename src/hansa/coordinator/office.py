@@ -13,9 +13,10 @@ from hansa.coordinator.journal import Journal
 from hansa.coordinator.registry import Registry
 from hansa.coordinator.renewals import Renewals
 from hansa.coordinator.revocations import Revocations
+from hansa.coordinator.service_certificates import ServiceCertificates, changing, make_ready, take_next
 from hansa.errors import AuthorityAbsent
 from hansa.federation.files import PRIVATE, make_folder, read_file, read_private_file, write_file
-from hansa.federation.tls_authority import from_pem, to_pem
+from hansa.federation.tls_authority import from_pem, new_tls_key, to_pem
 from hansa.secure_agg.certificate_authority import CertificateAuthority
 
 
@@ -28,6 +29,7 @@ class Office:
         registry: Members.
         renewals: New certificates of members.
         authors: Authors.
+        services: Certificates of the services that were replaced.
         revocations: The revocation list.
     """
 
@@ -36,6 +38,7 @@ class Office:
         self.home, self.journal = home, journal
         self.registry = Registry(journal, consortium=home.consortium, settings=home.settings)
         self.renewals = Renewals(journal, consortium=home.consortium, days=lifetimes.member_days)
+        self.services = ServiceCertificates(journal)
         self.authors = AuthorRegister(journal, days=lifetimes.author_days)
         self.revocations = Revocations(
             journal,
@@ -62,28 +65,57 @@ class Office:
 
 
 def open_office(home: CoordinatorHome) -> Office:
-    """Open the journal of a home; raises DatabaseUnusable or DatabaseNewer."""
+    """Open the journal of a home; raises as `journal_url` and `Journal`."""
     return Office(home, Journal(home.settings.database_url(home.folder)))
 
 
 def renew_services(
-    office: Office, authority: CertificateAuthority, now: datetime, hosts: Sequence[str] = ()
+    office: Office,
+    authority: CertificateAuthority,
+    now: datetime,
+    hosts: Sequence[str] = (),
+    *,
+    new_key: bool = False,
 ) -> None:
-    """Give the coordinator's services another certificate for the same key, and make another revocation list if one is due.
+    """Give the coordinator's services another certificate, and make another revocation list if one is due.
 
     Args:
         office: The coordinator's.
         authority: Issues both.
         now: The time.
         hosts: Names and addresses of the coordinator; those of the present certificate where none are given.
+        new_key: Whether it is for another key; what was certified for the old one is revoked then.
+
+    Raises:
+        HomeMissing, KeyFileUnsafe: The present key or certificate cannot be read.
+        StoreNotWritable, JournalNotWritable: A disk is full.
+
+    Guarantees:
+        - Killed at any moment, `settle_services` leaves the old key with its certificate, or the new one with its own.
+        - With a new key, no certificate for the old one is in use that is not revoked.
+        - A coordinator that runs shows the new certificate to whoever connects, without a restart.
     """
     files, days = office.home.tls_files, office.home.settings.lifetimes.server_days
-    key = read_private_file(files.key)
-    hosts = hosts or hosts_of(from_pem(read_file(files.certificate)))
-    certificate = server_certificate(authority, key, hosts=hosts, now=now, days=days)
-    write_file(files.certificate, to_pem(certificate))
+    with changing(files):
+        take_next(files, office.services)
+        present = from_pem(read_file(files.certificate))
+        key = new_tls_key() if new_key else read_private_file(files.key)
+        certificate = server_certificate(authority, key, hosts=hosts or hosts_of(present), now=now, days=days)
+        if new_key:
+            make_ready(files, key, certificate)
+            take_next(files, office.services)
+        else:
+            office.services.followed(present)
+            write_file(files.certificate, to_pem(certificate))
     office.revocations.publish(authority)
-    office.journal.event("server_certificate_renewed")
+    office.journal.event("server_key_renewed" if new_key else "server_certificate_renewed")
+
+
+def settle_services(office: Office) -> None:
+    """Finish what a command that was to give the services a new key has left when it was killed; a daemon begins with it."""
+    files = office.home.tls_files
+    with changing(files):
+        take_next(files, office.services)
 
 
 def authority_at_hand(home: CoordinatorHome) -> CertificateAuthority | None:

@@ -1,4 +1,4 @@
-"""The revocation list: made from the records of members and authors, numbered, and put where everybody fetches it.
+"""The revocation list: made from the records of members, authors and services, numbered, and put where everybody fetches it.
 
 The records decide; the list follows them. A coordinator that ended between the two makes the list when it is back, for `publish`
 compares what is on the list with what must be.
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from hansa.coordinator.author_register import AuthorRegister
 from hansa.coordinator.journal import Journal
 from hansa.coordinator.members import Members, not_ended
+from hansa.coordinator.service_certificates import ServiceCertificates
 from hansa.errors import InternalFailure, StoreDamaged
 from hansa.federation.fields import utc_text, whole_seconds
 from hansa.federation.files import write_file
@@ -45,7 +46,7 @@ class Revocations:
 
     Guarantees:
         - Every list has a higher number than all before it, whoever makes it.
-        - A list names every revoked certificate that has not ended, of members and of authors.
+        - A list names every revoked certificate that has not ended, of members, of authors and of the services.
         - The file is replaced at once: a reader finds the old list or the new one.
     """
 
@@ -133,7 +134,8 @@ class Revocations:
         members = [one for record in Members(self._journal).all() for one in record.revoked_certificates]
         gone = [record for record in self._authors.all() if record.revoked is not None]
         authors = [one for record in gone for one in record.certificates]
-        return list(not_ended((*members, *authors), self._now() - 2 * CLOCK_SKEW))
+        services = ServiceCertificates(self._journal).revoked()
+        return list(not_ended((*members, *authors, *services), self._now() - 2 * CLOCK_SKEW))
 
     @staticmethod
     def _read(raw: bytes | None) -> _Published | None:

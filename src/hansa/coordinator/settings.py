@@ -1,12 +1,16 @@
 """coordinator.toml: where the coordinator listens, how participants reach it, and how long things last."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from hansa.coordinator.journal_database import holds_password, is_postgresql, parse_url
+from hansa.errors import InvalidValue
 from hansa.federation.fields import Address, Slug
 from hansa.federation.invitations import Addresses
+from hansa.federation.password_file import read_password
 from hansa.federation.settings_files import Settings, load_settings
 
 FILE_NAME = "coordinator.toml"
@@ -72,6 +76,9 @@ class CoordinatorSettings(Settings):
     database: Text | None = Field(
         default=None, description="SQLAlchemy URL of the journal; default: journal.sqlite in the home"
     )
+    database_password_file: Text | None = Field(
+        default=None, description="file of mode 0600 that holds the password of the database alone"
+    )
     addresses: Addresses = Field(description="where participants reach the services")
     listen: Listen = Field(description="where the services listen")
     spool: Spool = Field(default_factory=Spool, description="where uploads lie")
@@ -79,8 +86,36 @@ class CoordinatorSettings(Settings):
     lifetimes: Lifetimes = Field(default_factory=Lifetimes, description="how long certificates last")
 
     def database_url(self, home: Path) -> str:
-        """The URL of the journal; it may hold a password."""
-        return self.database or f"sqlite:///{(home / 'journal.sqlite').absolute()}"
+        """The URL of the journal; it may hold a password. Raises as `journal_url`."""
+        return journal_url(self.database, self.database_password_file, home)
+
+
+def journal_url(database: str | None, password_file: str | None, home: Path) -> str:
+    """Put the URL of the journal together, with the password from its file.
+
+    Args:
+        database: As in coordinator.toml.
+        password_file: As in coordinator.toml: absolute, or a name among the service manager's credentials or in the home.
+        home: The home folder.
+
+    Returns:
+        The URL. It may hold a password: it is shown nowhere.
+
+    Raises:
+        DatabaseUnusable: The URL is none.
+        InvalidValue: There is a password file, and nothing that it is for.
+        PasswordFileMissing, KeyFileUnsafe: See `read_password`.
+    """
+    if password_file is None:
+        return database or f"sqlite:///{(home / 'journal.sqlite').absolute()}"
+    url = parse_url(database or "sqlite://")
+    if not is_postgresql(url) or holds_password(url):
+        why = "holds a password itself" if holds_password(url) else "names no server of PostgreSQL"
+        raise InvalidValue(
+            f"database_password_file is given, and the database URL {why}",
+            hint="leave one of them out of coordinator.toml",
+        )
+    return url.set(password=read_password(Path(password_file), home)).render_as_string(hide_password=False)
 
 
 def load_coordinator_settings(home: Path) -> CoordinatorSettings:
@@ -88,14 +123,20 @@ def load_coordinator_settings(home: Path) -> CoordinatorSettings:
     return load_settings(home / FILE_NAME, CoordinatorSettings)
 
 
-def coordinator_toml(name: str, addresses: Addresses) -> str:
+def coordinator_toml(
+    name: str, addresses: Addresses, database: str | None = None, password_file: str | None = None
+) -> str:
     """Write the file that a new coordinator begins with. Every key that is left out stands there with its default, as a comment."""
     ports = {key: value.rpartition(":")[2] for key, value in addresses.model_dump().items()}
+    off = "" if database else "# "
+    off_file = "" if password_file else "# "
+    url = _quoted(database or "postgresql+psycopg://hansa@db.example/hansa")
     lines = [
-        "# Settings of a hansa coordinator; docs/pki.md lists the keys. This file may hold a password: keep it at mode 0600.",
+        "# Settings of a hansa coordinator; docs/pki.md lists the keys. Keep this file at mode 0600.",
         'schema = "hansa/coordinator/v1"',
         f'name = "{name}"',
-        '# database = "postgresql+psycopg://hansa@db.example/hansa"  # default: journal.sqlite in this folder',
+        f"{off}database = {url}  # default: journal.sqlite in this folder",
+        f"{off_file}database_password_file = {_quoted(password_file or 'database-password')}  # mode 0600",
         "",
         "[addresses]  # where participants reach the services; invitations carry them",
         *(f'{key} = "{value}"' for key, value in addresses.model_dump().items()),
@@ -110,3 +151,8 @@ def coordinator_toml(name: str, addresses: Addresses) -> str:
             value = f'"{field.default}"' if isinstance(field.default, str) else field.default
             lines.append(f"# {key} = {value}  # {field.description}")
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """Write a string of TOML."""
+    return json.dumps(text, ensure_ascii=False)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from hansa.errors import InvalidValue
+from hansa.federation.password_file import read_password
 from hansa.participant.connectors.csv_table import CsvTable
 from hansa.participant.connectors.json_lines import JsonLines
 from hansa.participant.connectors.parquet_table import ParquetTable
-from hansa.participant.connectors.password_file import read_password
 from hansa.participant.connectors.source import Source
 from hansa.participant.dataset_file import DatasetEntry, read_text, verify_url
 

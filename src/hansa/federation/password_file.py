@@ -15,7 +15,7 @@ def read_password(name: Path, home: Path) -> str:
 
     Args:
         name: The file: absolute, or a name in $CREDENTIALS_DIRECTORY (systemd.exec(5), Credentials), or in the home folder.
-        home: The participant's home folder.
+        home: The home folder of a coordinator or a participant.
 
     Returns:
         The text of the file without the line feed at its end.
@@ -28,10 +28,8 @@ def read_password(name: Path, home: Path) -> str:
         - A file that others than its owner can read is refused; in $CREDENTIALS_DIRECTORY, one that everybody can read.
         - No message repeats anything of the file.
     """
-    folder = os.environ.get("CREDENTIALS_DIRECTORY")
-    credential = Path(folder) / name if folder and not name.is_absolute() else None
-    of_system = credential is not None and credential.exists()
-    path = credential if credential is not None and of_system else home / name
+    credential = _credential(name)
+    path = credential or home / name
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -41,7 +39,7 @@ def read_password(name: Path, home: Path) -> str:
     try:
         status = os.fstat(descriptor)
         # systemd owns what it hands out and lets the service in by an access list, which shows as the group's bits.
-        others = stat.S_IRWXO if of_system else stat.S_IRWXG | stat.S_IRWXO
+        others = stat.S_IRWXO if credential else stat.S_IRWXG | stat.S_IRWXO
         if not stat.S_ISREG(status.st_mode):
             raise KeyFileUnsafe(f"password file {str(path)!r} is not a regular file", hint="name a file")
         if status.st_mode & others:
@@ -53,6 +51,18 @@ def read_password(name: Path, home: Path) -> str:
     finally:
         os.close(descriptor)
     return _one_line(raw, path)
+
+
+def password_path(name: Path, home: Path) -> Path:
+    """Say which file `read_password` reads."""
+    return _credential(name) or home / name
+
+
+def _credential(name: Path) -> Path | None:
+    """Give the file that the service manager has handed out under this name, if it has."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    path = Path(folder) / name if folder and not name.is_absolute() else None
+    return path if path is not None and path.exists() else None
 
 
 def _one_line(raw: bytes, path: Path) -> str:
