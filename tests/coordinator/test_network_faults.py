@@ -33,6 +33,7 @@ from hansa.federation.aggregator_pb2 import (
     UploadStatusRequest,
 )
 from hansa.federation.error_status import CODE_KEY
+from hansa.federation.tls_files import TlsSource
 from hansa.federation.transfer import HANDSHAKE_MILLISECONDS, MESSAGE_BYTES, attempt_of, header_hash
 from hansa.secure_agg.ciphertext_format import SEEDED_BYTES
 
@@ -208,6 +209,64 @@ def test_who_connects_and_says_nothing_is_let_go(site, service, uploads, header,
     finally:
         for end in silent:
             end.close()
+
+
+_SERVER = """
+import pathlib, sys
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+from hansa.federation.tls_files import TlsFiles, TlsSource, server_credentials
+from hansa.federation.transfer import server_options
+authority, certificate, key = map(pathlib.Path, sys.argv[1:])
+source = TlsSource(TlsFiles(authority=authority, certificate=certificate, key=key))
+server = grpc.server(ThreadPoolExecutor(4), options=server_options(4))
+print(server.add_secure_port("127.0.0.1:0", server_credentials(source)), flush=True)
+server.start()
+sys.stdin.read()
+"""
+
+
+def test_however_many_connect_one_tls_context_serves_them_until_the_certificate_is_renewed(
+    site, service, uploads, monkeypatch
+):
+    """gRPC frees the context that it replaces, also one that a handshake beside it has just begun to use."""
+    made, make = [], grpc.ssl_server_certificate_configuration
+    monkeypatch.setattr(
+        grpc, "ssl_server_certificate_configuration", lambda *given: made.append(given) or make(*given)
+    )
+    port = site.plane(service, tls=TlsSource(site.server_files)).server.bound.port
+    for name, upload in zip(site.members.names, uploads, strict=False):
+        site.client(name, port).upload(*AT, site.members.header(name, upload), upload)
+    assert len(made) == 1
+    site.pki.files("coordinator", hosts=["127.0.0.1", "localhost"])
+    for name in site.members.names:
+        held(site, site.stub(name, port), site.members.header(name, uploads[0]))
+    assert len(made) == 2
+
+
+@pytest.mark.slow
+def test_fifty_thousand_connections_that_say_nothing_do_not_end_the_process(site):
+    files = [site.server_files.authority, site.server_files.certificate, site.server_files.key]
+    with subprocess.Popen(
+        [sys.executable, "-c", _SERVER, *map(str, files)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as server:
+        port = int(server.stdout.readline())
+
+        def connect():
+            for _ in range(625):
+                with contextlib.ExitStack() as open_now:
+                    for _ in range(20):
+                        open_now.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+
+        threads = [threading.Thread(target=connect) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert server.poll() is None
+        with socket.create_connection(("127.0.0.1", port), timeout=20):
+            server.stdin.close()
+            assert server.wait(20) == 0
 
 
 def test_a_member_that_lets_its_calls_hang_takes_no_others_place(site, service, uploads, header):

@@ -182,7 +182,7 @@ def test_a_stopped_demo_ends_with_130_and_leaves_nothing(tmp_path: Path, which: 
         assert any("round 1/" in line for line in lines)
         assert list(state.glob("hansa-*"))
         os.killpg(process.pid, which) if which is signal.SIGINT else process.send_signal(which)
-        _, stderr = process.communicate(timeout=30)
+        _, stderr = process.communicate(timeout=120)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

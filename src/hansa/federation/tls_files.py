@@ -126,16 +126,28 @@ def server_credentials(source: TlsSource, *, ask_clients: bool = True) -> Any:
 
     Guarantees:
         - A handshake after a renewal shows the renewed certificate, without a restart.
-    """
+        - While the files are the same, gRPC is given nothing new: connections that come at the same time share one TLS context.
 
-    def configuration() -> Any:
-        material = source.material()
+    gRPC replaces its context whenever it is given one, and a handshake that begins on another thread in that moment may use the
+    one that was freed: given a new one for every connection, some thousand connections end the process.
+    """
+    given = source.material()
+
+    def configured(material: TlsMaterial) -> Any:
         return grpc.ssl_server_certificate_configuration(
             [(material.key, material.certificate)], material.authority if ask_clients else None
         )
 
+    def renewed() -> Any:
+        nonlocal given
+        material = source.material()
+        if material is given:
+            return None  # as it was
+        given = material
+        return configured(material)
+
     return grpc.dynamic_ssl_server_credentials(
-        configuration(), configuration, require_client_authentication=ask_clients
+        configured(given), renewed, require_client_authentication=ask_clients
     )
 
 
