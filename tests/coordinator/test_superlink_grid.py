@@ -123,7 +123,7 @@ def test_a_member_that_is_put_out_counts_as_lost_at_once_and_the_others_answer(c
     cluster.thread("bank-1")
     cluster.thread("bank-2")
     cluster.thread(
-        "bank-3", fleet.ping_app("bank-3", seconds=12.0)
+        "bank-3", fleet.ping_app("bank-3", seconds=5.0)
     )  # it is asked, and put out before it answers
     cluster.ready()
     left = {name: key for name, key in cluster.public.items() if name != "bank-3"}

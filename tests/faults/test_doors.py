@@ -198,6 +198,7 @@ def test_a_node_whose_clock_is_ten_minutes_off_is_told_so(consortium, bank, monk
 # -- who is slow or greedy -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_silent_connections_keep_nobody_out_and_are_closed(consortium, bank):
     silent = []
     for door in ("fleet", "aggregator", "consortium", "enrolment"):
@@ -215,6 +216,7 @@ def test_silent_connections_keep_nobody_out_and_are_closed(consortium, bank):
     assert is_open(consortium, bank)
 
 
+@pytest.mark.slow
 def test_a_request_that_comes_in_drops_is_cut_off(consortium, bank):
     files = bank.tls_files
     context = client_tls(certificate=files.certificate, key=files.key, authority=bank.consortium.authority)

@@ -98,6 +98,7 @@ def test_the_coordinator_is_killed_when_members_have_released(consortium):
     goes_on(consortium, 2)
 
 
+@pytest.mark.slow
 def test_a_network_that_is_away_for_ten_seconds(consortium):
     with consortium.cut("bank-1", "bank-2"):
         consortium.holds_for(10.0)

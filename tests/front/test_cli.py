@@ -103,14 +103,7 @@ def test_the_readme_names_options_and_commands_that_exist() -> None:
             command = command.commands[word]  # type: ignore[attr-defined]
 
 
-def test_json_alone_on_stdout(tmp_path: Path) -> None:
-    found = run(*MINIATURE, "--rounds", "1", "--json", "--output", str(tmp_path))
-    assert found.returncode == 0, found.stderr
-    assert found.stderr == ""
-    assert json.loads(found.stdout) == json.loads((tmp_path / "report.json").read_text())
-
-
-def test_banks_that_vanish_cost_the_others_nothing(tmp_path: Path) -> None:
+def test_banks_that_vanish_cost_the_others_nothing_and_json_stands_alone_on_stdout(tmp_path: Path) -> None:
     found = run(
         "demo",
         "bank",
@@ -125,7 +118,9 @@ def test_banks_that_vanish_cost_the_others_nothing(tmp_path: Path) -> None:
         str(tmp_path),
     )
     assert found.returncode == 0, found.stderr
+    assert found.stderr == ""
     report = json.loads(found.stdout)
+    assert report == json.loads((tmp_path / "report.json").read_text())
     assert report["protections"]["dropout_recovery"] is True
     assert len(report["epsilon"]["per_participant"]) == 5
     assert report["rounds"] == 3

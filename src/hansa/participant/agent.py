@@ -146,6 +146,7 @@ class Agent:
     ) -> None:
         due, retry = 0.0, _FIRST_RETRY_SECONDS
         beat = min(1.0, self._manager.watchdog_seconds or 1.0)
+        self._tell(work, fleet)  # a first look may wait for a coordinator that is away
         while not stop.is_set() and not failures:
             if self._reload.is_set():
                 self._reload.clear()
@@ -166,12 +167,16 @@ class Agent:
                 due = time.monotonic() + pause
             self._manager.status(self._status(work, fleet))
             self._manager.alive()
-            try:
-                self._measure(work, fleet)
-                self._write_status(work, fleet)
-            except Error as error:  # a disk that is full: rounds go on, or say themselves what they lack
-                self._report("status", error)
+            self._tell(work, fleet)
             self._rest(beat, work, stop)
+
+    def _tell(self, work: AgentWork, fleet: FleetConnection) -> None:
+        """Bring metrics and status file up to date."""
+        try:
+            self._measure(work, fleet)
+            self._write_status(work, fleet)
+        except Error as error:  # a disk that is full: rounds go on, or say themselves what they lack
+            self._report("status", error)
 
     def _rest(self, seconds: float, work: AgentWork, stop: threading.Event) -> None:
         """Do nothing for a moment, or until something has to be done."""
