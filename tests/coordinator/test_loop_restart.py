@@ -70,7 +70,7 @@ def strict(tiny_study):
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("mode", ["quorum", "strict"])
+@pytest.mark.parametrize("mode", ["quorum", pytest.param("strict", marks=pytest.mark.slow)])
 def test_killed_at_any_write_the_study_ends_as_it_would_have(
     mode, after, houses, tiny_study, strict, tiny_bases, tiny, tmp_path
 ):
@@ -99,7 +99,15 @@ def without(house, name, kind):
     house.grid._handlers[node] = handler
 
 
-@pytest.mark.parametrize("kind", ["train", "query.answer", "query.unmask", "query.close"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "train",
+        pytest.param("query.answer", marks=pytest.mark.slow),
+        "query.unmask",
+        pytest.param("query.close", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_at_any_write_of_a_round_with_a_dropout_the_study_ends_as_it_would_have(
     kind, houses, tiny_study, tiny_bases, tmp_path
 ):

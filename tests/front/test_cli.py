@@ -108,9 +108,9 @@ def test_banks_that_vanish_cost_the_others_nothing_and_json_stands_alone_on_stdo
         "demo",
         "bank",
         "--participants",
-        "5",
+        "4",
         "--rounds",
-        "3",
+        "2",
         "--drop",
         "1",
         "--json",
@@ -122,8 +122,8 @@ def test_banks_that_vanish_cost_the_others_nothing_and_json_stands_alone_on_stdo
     report = json.loads(found.stdout)
     assert report == json.loads((tmp_path / "report.json").read_text())
     assert report["protections"]["dropout_recovery"] is True
-    assert len(report["epsilon"]["per_participant"]) == 5
-    assert report["rounds"] == 3
+    assert len(report["epsilon"]["per_participant"]) == 4
+    assert report["rounds"] == 2
 
 
 def test_first_output_comes_before_the_slow_imports(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def _loaded(process_id: int, library: str) -> bool:
     return library in Path(f"/proc/{process_id}/maps").read_text()
 
 
-@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("which", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_stopped_demo_ends_with_130_and_leaves_nothing(tmp_path: Path, which: signal.Signals) -> None:
     state = tmp_path / "state"
     state.mkdir()

@@ -58,6 +58,7 @@ def test_no_false_alarm_in_ten_runs_with_little_noise(study: Study, foundation: 
         verify_one_run(run(study, foundation, sigma=8.0, random=SecretRandom(bytes([seed]) * 32)))
 
 
+@pytest.mark.slow
 def test_a_trainer_that_neither_clips_nor_adds_noise_and_claims_a_small_epsilon_is_caught(
     study: Study, foundation: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

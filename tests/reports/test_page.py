@@ -177,6 +177,7 @@ def test_every_text_of_a_report_is_escaped(report: PrivacyReport) -> None:
     assert page.text.count(NASTY) > 50
 
 
+@pytest.mark.slow
 def test_two_equal_reports_give_the_same_bytes_in_another_process_too(
     report: PrivacyReport, sound_folder: Path, html: str
 ) -> None:
