@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 # Before anything imports Flower: no telemetry, no question for updates.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+# Before anything imports gRPC: it writes a line about every handshake that fails, and anybody can make it fail.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 # Before anything imports numpy or torch: workers are processes, so each linear-algebra library keeps to one thread.
 for _library in ("OMP", "OPENBLAS", "MKL"):
     os.environ.setdefault(f"{_library}_NUM_THREADS", "1")

@@ -482,6 +482,20 @@ def test_a_handshake_that_does_not_come_is_given_up(houses):
     assert house.front.counts["tls_refused"] == 2
 
 
+def test_handshakes_that_fail_again_and_again_write_a_few_lines(houses, caplog):
+    house = houses()
+    for number in range(1, 51):
+        plain = house.plain()
+        plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert ends_within(plain, 3.0)
+        until = time.monotonic() + 10
+        while house.front.counts["tls_refused"] < number:
+            assert time.monotonic() < until
+            time.sleep(0.001)
+    written = [record for record in caplog.records if "tls_refused" in record.getMessage()]
+    assert 1 <= len(written) <= 40  # 20 a minute, of which another one may have begun
+
+
 def test_silent_handshakes_of_one_address_are_bounded_and_leave_room_afterwards(houses):
     house = houses(limits=QUICK)
     silent = [house.plain() for _ in range(10)]

@@ -49,7 +49,9 @@ WINDOWS = {"expired": (-9 * DAY, -DAY), "not-yet-valid": (DAY, 9 * DAY), "foreig
 @pytest.fixture(scope="module")
 def consortium(make_consortium):
     found = make_consortium(1)
-    found.run_coordinator()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("GRPC_VERBOSITY", raising=False)  # Flower sets it in this process
+        found.run_coordinator()
     return found
 
 
@@ -230,6 +232,26 @@ def test_a_request_that_comes_in_drops_is_cut_off(consortium, bank):
                 time.sleep(0.05)
         assert time.monotonic() - began < 60
     assert is_open(consortium, bank)
+
+
+def test_rubbish_at_the_doors_writes_no_lines_into_the_log(consortium, bank):
+    """Whoever knocks would fill the disk otherwise."""
+
+    def foreign_lines():
+        lines = consortium.daemons.log_file("coordinator").read_text(errors="replace").splitlines()
+        return [line for line in lines if not line.startswith("{")]
+
+    before = foreign_lines()
+    for door in ("aggregator", "consortium", "enrolment"):
+        for word in (b"GET / HTTP/1.1\r\n\r\n", bytes(300), b"\x16\x03\x01\x00\x05" + bytes(5)):
+            with socket.create_connection(("127.0.0.1", consortium.ports[door]), timeout=30) as connection:
+                connection.sendall(word)
+                connection.settimeout(30)
+                with contextlib.suppress(ConnectionError):
+                    while connection.recv(4096):
+                        pass
+    assert is_open(consortium, bank)
+    assert foreign_lines() == before
 
 
 def test_a_message_above_the_bound_is_read_at_no_door(consortium, bank):

@@ -12,7 +12,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Gauge
 
 from hansa.errors import InvalidValue, PortInUse
-from hansa.federation.logs import log, set_up_logs
+from hansa.federation.logs import FewLines, log, set_up_logs
 from hansa.federation.service_manager import ServiceManager
 from hansa.federation.status_page import StatusPage
 
@@ -131,3 +131,17 @@ def test_no_character_comes_through_that_a_terminal_would_act_on(lines):
     (line,) = lines()
     assert line["message"] == "a?[2Kb?c?d\nTraceback"
     assert line["nested"] == ["?"]
+
+
+def test_a_few_lines_of_a_kind_are_written_in_a_minute_and_the_rest_is_counted():
+    now = [59.0]
+    lines = FewLines(3, clock=lambda: now[0])
+    assert [lines.next("refused") for _ in range(10)] == ["", "", "", *[None] * 7]
+    assert lines.next("other") == ""
+    now[0] = 60.0
+    assert [lines.next("refused") for _ in range(4)] == ["; 7 more before that", "", "", None]
+    assert lines.next("other") == ""
+    now[0] = 1000.0
+    assert lines.next("refused") == "; 1 more before that"
+    now[0] = 1060.0
+    assert lines.next("refused") == ""

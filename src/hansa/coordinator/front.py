@@ -58,6 +58,7 @@ from hansa.errors import (
     TransportError,
 )
 from hansa.federation.fleet_messages import WAIT_HEADER, canonical_node_key
+from hansa.federation.logs import FewLines
 from hansa.secure_agg.certificates import RevocationList, utc_now
 
 _START_SECONDS = 10.0
@@ -86,7 +87,7 @@ class Front:
         - A certificate that ends, or is revoked while it is connected, is cut off; revocation before
           `update_revocations` returns.
         - No request is passed on but those of the Fleet API in the name of the node of the certificate's participant.
-        - A client that is slow, silent or greedy costs the bounds in `Limits` and no more.
+        - A client that is slow, silent or greedy costs the bounds in `Limits` and no more, and few lines in the log.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Front:
         self._superlink, self._tls = superlink, tls
         self._admission = _with_members(admission, admission.members)
         self._host, self._port, self._doorbell = host, port, doorbell
-        self._limits, self._now = limits or Limits(), now
+        self._limits, self._now, self._lines = limits or Limits(), now, FewLines()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="front", daemon=True)
         self._started: Future[int] = Future()
@@ -347,7 +348,8 @@ class Front:
 
     def _note(self, code: str, who: str, what: str) -> None:
         self.counts[code] += 1
-        logger.warning("%s: %s: %s", code, who, what)
+        if (end := self._lines.next(code)) is not None:
+            logger.warning("%s: %s: %s%s", code, who, what, end)
 
     def _in_loop(self, change: Callable[[], None]) -> None:
         """Change what the front goes by, and cut off whoever may not be connected any more."""

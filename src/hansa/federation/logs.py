@@ -7,7 +7,8 @@ Lines of the libraries below (Flower, gRPC) pass through the same processors.
 
 import logging
 import sys
-from collections.abc import MutableMapping
+import time
+from collections.abc import Callable, MutableMapping
 from typing import Any, TextIO
 
 import structlog
@@ -83,3 +84,31 @@ def _shown(name: str, value: Any) -> Any:
         text = value if len(value) <= _MOST_CHARACTERS else value[:_MOST_CHARACTERS] + "..."
         return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
     return value
+
+
+class FewLines:
+    """Keeps a stranger from filling the log: of each kind of line a few are written a minute, the others counted.
+
+    Args:
+        most: Lines of a kind in a minute.
+        clock: Seconds that only grow.
+
+    Guarantees:
+        - However often something happens, no more than `most` lines of its kind are written in a minute.
+        - What was left out is counted in the first line of a later minute.
+    """
+
+    def __init__(self, most: int = 20, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most, self._clock = most, clock
+        self._minutes: dict[str, tuple[int, int]] = {}  # by kind: the minute, and how often in it
+
+    def next(self, kind: str) -> str | None:
+        """Give what to write at the end of the next line of a kind, or None where it is left out."""
+        minute = int(self._clock() // 60)
+        then, times = self._minutes.get(kind, (minute, 0))
+        left_out = times - self._most if then != minute else 0
+        times = 1 if then != minute else times + 1
+        self._minutes[kind] = (minute, times)
+        if times > self._most:
+            return None
+        return f"; {left_out} more before that" if left_out > 0 else ""
