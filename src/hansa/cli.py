@@ -177,7 +177,7 @@ def demo_bank(
 def demo_cluster(
     participants: Annotated[int, _option("Banks, each an agent of its own, at least 3 (5).")] = 5,
     epsilon: Annotated[float, _option("Privacy limit of each bank over all rounds (8).")] = 8.0,
-    rounds: Annotated[int, _option("Rounds (10).")] = 10,
+    rounds: Annotated[int | None, _option("Rounds (the study's own number).")] = None,
     output: Annotated[
         Path, _option("Folder for homes, logs and tables; new or empty (hansa-cluster).")
     ] = Path("hansa-cluster"),
@@ -190,7 +190,8 @@ def demo_cluster(
     parquet = _example_file("data/credit_default.parquet")
     signal.signal(signal.SIGTERM, _on_terminate)
     display = make_display("silent" if json_only else "auto")
-    facts = {"doors": "TLS on loopback", "rounds": str(rounds), "privacy": f"epsilon {epsilon:g}, one record"}
+    length = str(agreement.training.rounds)
+    facts = {"doors": "TLS on loopback", "rounds": length, "privacy": f"epsilon {epsilon:g}, one record"}
     display.start(
         f"hansa demo cluster: a coordinator and {participants} agents, each a process of its own", facts
     )
