@@ -11,8 +11,8 @@ from hansa import cli_doctor
 from hansa.cli_asking import data_home, option
 
 EPILOG = (
-    "Exit status: 0 stopped, 1 failed, 4 authentication, 66 no home, 69 a port is in use or the SuperLink fails,"
-    " 73 disk full, 78 configuration."
+    "Exit status: 0 stopped, 1 failed, 4 authentication, 66 no home, 69 a port is in use, the database is away or the SuperLink"
+    " fails, 73 disk full, 78 configuration."
 )
 Home = Annotated[
     Path | None, option("The coordinator's home (HANSA_HOME, or the user's data folder).", "--home")

@@ -217,7 +217,7 @@ def revoke(
             except AuthorityAbsent as error:
                 raise AuthorityAbsent(
                     f"{name} is shut out here, but participants do not know yet: {error.message}",
-                    hint="run `hansa consortium renew` where the authority's key is kept",
+                    hint="`hansa consortium renew --authority DIR`, with the folder that holds the authority's key",
                 ) from error
         number = office.revocations.number()
     found = {

@@ -306,7 +306,7 @@ class AuthorityAbsent(ConfigurationError):
     """The authority's key is not on this machine, or not readable."""
 
     code = "authority_absent"
-    default_hint = "run the command where the authority's key is kept, or give its folder with --authority"
+    default_hint = "give the folder that holds authority.key with --authority; the command runs where the coordinator's home is"
 
 
 class CohortTooSmall(ConfigurationError):
@@ -1343,7 +1343,7 @@ class StoreNotWritable(StateError):
 
 
 class JournalNotWritable(StateError):
-    """The coordinator's database did not take what was to be written; nothing was."""
+    """The coordinator's database did not take what was to be written; nothing was, or all of it where the message says `may`."""
 
     code = "journal_not_writable"
     exit_status = 73

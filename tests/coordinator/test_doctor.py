@@ -130,6 +130,15 @@ def test_a_password_that_others_can_read_is_told_and_not_shown(home):
     assert "4711" not in repr(findings)
 
 
+def test_a_driver_that_is_not_installed_is_mended_by_installing_it(home):
+    file = home.folder / "coordinator.toml"
+    url = "postgresql+nodriver://hansa@127.0.0.1:1/none"
+    file.write_text(file.read_text().replace("[addresses]", f'database = "{url}"\n[addresses]', 1))
+    level, code, mend = told(examine(home.folder), "database")
+    assert (level, code) == ("fail", "driver_missing")
+    assert "pip install 'hansa[postgresql]'" in mend
+
+
 def test_keys_that_others_can_read_are_told(home):
     for name in ("tls/server.key", "authors/admin.key", "ca/authority.key"):
         file = home.folder / name

@@ -102,6 +102,36 @@ def test_nothing_is_founded_on_a_database_that_cannot_be_used(tmp_path: Path, da
     assert [path.name for path in plan.folder.iterdir()] == [FILE]
 
 
+def test_nothing_is_founded_where_no_tables_can_be_made_and_later_it_is(
+    postgresql: Any, tmp_path: Path, database: str
+) -> None:
+    with postgresql.owner(database) as connection:
+        connection.exec_driver_sql("DROP ROLE IF EXISTS poorer")
+        connection.exec_driver_sql("CREATE ROLE poorer LOGIN PASSWORD 'geheim-4711'")
+    url = sa.make_url(database).set(username="poorer", password="geheim-4711")
+    plan = plan_of(tmp_path / "home", url.render_as_string(hide_password=False))
+    with pytest.raises(DatabaseUnusable, match="permission denied"):
+        found_consortium(plan, utc_now())
+    assert [path.name for path in plan.folder.iterdir()] == [FILE]
+    with postgresql.owner(database) as connection:
+        connection.exec_driver_sql("CREATE TABLE record (other int)")
+    with pytest.raises(DatabaseUnusable, match="already exists"):
+        plan_of(tmp_path / "other", database).verify()
+    with postgresql.owner(database) as connection:
+        connection.exec_driver_sql("DROP TABLE record")
+        connection.exec_driver_sql("GRANT CREATE ON SCHEMA public TO poorer")
+    plan.verify()
+    with postgresql.owner(database) as connection:  # a plan that is verified leaves nothing behind
+        assert (
+            connection.exec_driver_sql("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").scalar()
+            == 0
+        )
+    found_consortium(plan, utc_now())
+    with postgresql.owner(database) as connection:
+        connection.exec_driver_sql("DROP OWNED BY poorer")
+        connection.exec_driver_sql("DROP ROLE poorer")
+
+
 def test_the_settings_hold_no_password_and_the_doctor_is_content(
     home: CoordinatorHome, database: str
 ) -> None:

@@ -74,6 +74,23 @@ def test_of_a_server_that_is_killed_while_it_is_written_to_nothing_is_lost(
         assert journal.get("other", "a") == b"1"
 
 
+def test_whoever_cannot_know_whether_a_write_was_committed_is_told_so(postgresql: Any, database: str) -> None:
+    with Journal(database) as journal:
+
+        def write_while_the_server_dies() -> None:
+            with journal._writing() as connection:
+                connection.exec_driver_sql("INSERT INTO record VALUES ('s', 'a', '1')")
+                postgresql.kill()
+
+        with pytest.raises(JournalNotWritable, match="may not have been written") as caught:
+            write_while_the_server_dies()
+        assert "look whether it was done" in caught.value.hint
+        with pytest.raises(JournalNotWritable, match="was not written"):
+            journal.put("s", {"a": b"1"})
+        postgresql.start()
+        eventually(lambda: journal.put("s", {"a": b"2"}))
+
+
 def test_what_is_committed_is_on_the_disk_also_where_the_server_would_not_wait_for_it(
     postgresql: Any, database: str
 ) -> None:

@@ -18,7 +18,7 @@ from hansa.coordinator.home import CoordinatorHome
 from hansa.coordinator.issuing import hosts_of
 from hansa.coordinator.journal import Journal
 from hansa.coordinator.office import open_office, renew_services, settle_services
-from hansa.errors import CertificateRejected
+from hansa.errors import CertificateRejected, KeyFileUnsafe
 from hansa.federation.tls_authority import verify_server_certificate
 from hansa.federation.tls_files import TlsSource, read_tls
 from hansa.secure_agg.certificates import RevocationList, utc_now
@@ -167,6 +167,20 @@ def test_killed_at_any_moment_the_old_pair_or_the_new_one_is_left(
         assert is_revoked(home, left.certificate_der), done
     assert len(done) > 8
     assert ends == {False, True}
+
+
+@pytest.mark.parametrize("new_key", [False, True])
+def test_nobody_but_the_owner_of_the_folder_leaves_files_there_that_the_daemon_cannot_read(
+    home: CoordinatorHome, monkeypatch: pytest.MonkeyPatch, new_key: bool
+) -> None:
+    before, authority = read_tls(home.tls_files), home.authority()
+    with open_office(home) as office, monkeypatch.context() as patch:
+        patch.setattr(offices.os, "geteuid", lambda: (home.folder / "tls").stat().st_uid + 1)
+        with pytest.raises(KeyFileUnsafe, match="another user") as caught:
+            renew_services(office, authority, utc_now(), new_key=new_key)
+    assert "user of the coordinator" in caught.value.hint
+    assert read_tls(home.tls_files) == before
+    assert {path.name for path in (home.folder / "tls").iterdir()} == {"server.key", "server.crt"}
 
 
 def test_a_renewal_finishes_what_a_killed_command_has_left(home: CoordinatorHome) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from hansa.coordinator import journal_database
 from hansa.coordinator.daemon import CoordinatorDaemon
 from hansa.coordinator.home import CoordinatorHome
 from hansa.coordinator.journal import Journal
@@ -140,6 +141,40 @@ def test_a_write_that_is_under_way_is_over_before_another_one_takes_over(
         taken[0].close()
 
 
+def test_a_write_that_is_never_heard_of_again_keeps_nobody_out(
+    postgresql: Any, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(journal_database._SESSION, "idle_in_transaction_session_timeout", "1s")
+    with Journal(database) as journal, Journal(database) as other, SoleServer(journal):
+        cut(postgresql, database)
+        taken: list[SoleServer] = []
+        thread = threading.Thread(target=lambda: taken.append(SoleServer(other)))
+
+        def write() -> None:
+            with journal._writing() as connection:
+                thread.start()  # and of this machine nothing more is heard
+                thread.join(10)
+                assert taken
+                connection.exec_driver_sql("INSERT INTO record VALUES ('s', 'a', '1')")
+
+        with pytest.raises(JournalNotWritable, match="was not written"):
+            write()
+        assert other.get("s", "a") is None
+        taken[0].close()
+
+
+def test_the_server_soon_ends_the_sessions_of_a_machine_that_is_gone(database: str) -> None:
+    settings = ["tcp_keepalives_idle", "tcp_user_timeout", "idle_in_transaction_session_timeout"]
+    with Journal(database) as journal, SoleServer(journal) as sole, journal._writing() as connection:
+        for session in (connection, sole._session):
+            assert session is not None
+            for name in settings:  # a setting of TCP is 0 on a socket that is none of TCP
+                query = f"SELECT source FROM pg_settings WHERE name = '{name}'"
+                assert session.exec_driver_sql(query).scalar() == "session"
+            shown = session.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar()
+            assert shown == "30s"
+
+
 def test_an_own_session_that_the_server_still_keeps_stops_nothing(postgresql: Any, database: str) -> None:
     with Journal(database) as journal, Journal(database) as other, SoleServer(journal) as sole:
         zombie = sole._session  # as after a cut that the server has not noticed
@@ -151,6 +186,7 @@ def test_an_own_session_that_the_server_still_keeps_stops_nothing(postgresql: An
         with pytest.raises(StoreInUse):
             SoleServer(other)
         zombie.close()
+        eventually(lambda: not holders(postgresql, database))  # the server hears of it a moment later
         sole.verify()
         assert len(holders(postgresql, database)) == 1
 

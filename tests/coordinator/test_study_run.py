@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from hansa.coordinator import aggregator as aggregator_module
 from hansa.coordinator import homecoming as homecoming_module
 from hansa.coordinator.authoring import Authoring
 from hansa.coordinator.homecoming import Homecoming
@@ -245,6 +246,22 @@ def test_of_a_study_that_was_stopped_nothing_is_kept(site):
     assert _settled(site) == [[]]
 
 
+def test_of_a_study_that_failed_is_kept_for_a_while_who_said_what(site):
+    parts, said, days = site.parts(), [], [1000.0]
+    StudyRun(site.study, parts, may_go_on=lambda: len(said) < 2, gave_up=lambda: False).run(said.append)
+    folder = site.consortium.folder / "results" / site.consortium.session
+    for passed in (0.0, 29.9):
+        days[0] += passed
+        homecoming = Homecoming(parts, now=lambda: 86_400 * days[0])
+        homecoming.look([], [], lambda: False, failed=[site.study])
+        assert any(folder.iterdir())
+        assert _settled(site) == []
+    days[0] += 0.2
+    Homecoming(parts, now=lambda: 86_400 * days[0]).look([], [], lambda: False, failed=[site.study])
+    assert not folder.exists()
+    assert _settled(site) == [[]]
+
+
 def test_ciphertexts_that_cannot_be_removed_are_tried_again(site, monkeypatch):
     parts, said = site.parts(), []
     StudyRun(site.study, parts, may_go_on=lambda: len(said) < 2, gave_up=lambda: False).run(said.append)
@@ -255,6 +272,21 @@ def test_ciphertexts_that_cannot_be_removed_are_tried_again(site, monkeypatch):
         assert _settled(site) == []
     monkeypatch.setattr(homecoming_module, "_FIRST_PAUSE_SECONDS", 0.0)
     Homecoming(parts).look([], [site.study], lambda: False)
+    assert _settled(site) == [[]]
+
+
+def test_a_folder_of_one_study_that_cannot_be_used_holds_up_no_other_study(site, monkeypatch):
+    monkeypatch.setattr(StudyRun, "_on_round", _then(StudyRun._on_round, lambda: site.lost.add("bank-4")))
+    parts = site.parts(exchange_seconds=5.0)
+    StudyRun(site.study, parts, may_go_on=lambda: True, gave_up=lambda: False).run(lambda _: None)
+    homecoming = Homecoming(parts)
+    with monkeypatch.context() as patch:
+        patch.setattr(aggregator_module, "RoundResults", _raise(OSError(28, "No space left on device")))
+        homecoming.look([site.study], [], lambda: False)  # and goes on with the next one
+    assert _settled(site) == []
+    site.lost.clear()
+    monkeypatch.setattr(homecoming_module, "_FIRST_PAUSE_SECONDS", 0.0)
+    Homecoming(parts).look([site.study], [], lambda: False)
     assert _settled(site) == [[]]
 
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import deque
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +18,7 @@ from hansa.coordinator.study_states import name_of, session_of
 from hansa.errors import (
     Interrupted,
     JournalNotWritable,
+    JournalUnreachable,
     ModelDivergence,
     OutOfOrder,
     ParticipantLost,
@@ -263,3 +265,19 @@ def test_a_study_that_was_not_started_is_not_run(place):
     (study,) = place.author.desk.all()
     with pytest.raises(OutOfOrder):
         StudyRun(study, place.parts, may_go_on=lambda: True, gave_up=lambda: False)
+
+
+def test_a_journal_that_is_away_for_long_does_not_fill_the_log(place, monkeypatch):
+    told, asked = [], []
+
+    def away():
+        asked.append(1)
+        raise JournalUnreachable("away")
+
+    runner = StudyRunner(place.author.desk, place.parts)
+    monkeypatch.setattr(runner, "_next", away)
+    monkeypatch.setattr(runner, "_log", SimpleNamespace(error=lambda event, **_: told.append(event)))
+    place.runner = runner
+    runner.start()
+    place.until(lambda: len(asked) > 5)
+    assert told == ["runner_failed"]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from hansa.coordinator.callers import Callers
-from hansa.coordinator.daemon import CoordinatorDaemon
+from hansa.coordinator.daemon import CoordinatorDaemon, node_of
 from hansa.coordinator.metrics import CoordinatorMetrics
 from hansa.coordinator.office import open_office, renew_services
 from hansa.coordinator.tending import Tending, flower_keys
@@ -160,3 +160,14 @@ def test_a_list_that_could_not_be_taken_at_once_is_taken_later(small):
     now[0] += timedelta(minutes=40)
     assert revoked().number == first + 1
     assert isinstance(revoked(), RevocationList)
+
+
+def test_a_member_that_is_invited_anew_has_nobodys_node_until_it_is_enrolled_again(place):
+    """Whoever asks all members of a study asks the others."""
+    office = place.office
+    name = sorted(flower_keys(office.registry.members))[0]
+    nodes = {one: node_of(office, one) for one in flower_keys(office.registry.members)}
+    office.registry.revoke(name, "test")
+    assert node_of(office, name) == nodes[name]
+    office.registry.invite(name, place.small.home.authority())
+    assert node_of(office, name) not in nodes.values()

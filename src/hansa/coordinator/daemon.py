@@ -48,6 +48,7 @@ from hansa.secure_agg.certificate_authority import CertificateAuthority
 _TEND_SECONDS = 0.5
 _STOP_SECONDS = 10.0
 _SAY_AGAIN_SECONDS = 60.0
+_NOBODYS_NODE = 0
 LOCK = "coordinator.lock"
 
 
@@ -255,6 +256,8 @@ class CoordinatorDaemon:
 
 
 def node_of(office: Office, name: str) -> int:
-    """Give the grid's number of a member's node."""
-    enrolment = office.registry.members.get(name).enrolment_document
-    return node_number(canonical_node_key(enrolment.body.flower_key.encode()))
+    """Give the grid's number of a member's node; one that nobody has where it was invited anew and has none yet."""
+    record = office.registry.members.get(name)
+    if not record.enrolment:
+        return _NOBODYS_NODE
+    return node_number(canonical_node_key(record.enrolment_document.body.flower_key.encode()))

@@ -16,6 +16,7 @@ from hansa.errors import (
     AuthorityAbsent,
     ConfigurationError,
     DatabaseNewer,
+    DriverMissing,
     Error,
     KeyFileUnsafe,
     PasswordFileMissing,
@@ -73,6 +74,9 @@ def look_at_database(place: Examination) -> Iterator[Finding]:
         return
     except DatabaseNewer as error:
         yield failure(error, "pip install --upgrade hansa")
+        return
+    except DriverMissing as error:
+        yield failure(error)  # its hint says which package
         return
     except Error as error:
         yield failure(error, place.editing())

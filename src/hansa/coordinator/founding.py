@@ -7,7 +7,7 @@ from pathlib import Path
 from hansa.coordinator.home import CoordinatorHome
 from hansa.coordinator.issuing import server_certificate, verify_name
 from hansa.coordinator.journal_database import holds_password, is_postgresql, parse_url
-from hansa.coordinator.journal_probe import journal_state
+from hansa.coordinator.journal_probe import journal_state, verify_journal_makeable
 from hansa.coordinator.office import open_office
 from hansa.coordinator.settings import FILE_NAME, coordinator_toml, journal_url
 from hansa.errors import HomeExists, InvalidValue
@@ -95,12 +95,14 @@ class FoundingPlan:
                 "the database URL names no server of PostgreSQL",
                 hint="leave it out: the journal is a file in the home then",
             )
-        found = journal_state(journal_url(database, self.database_password_file, self.folder))
+        journal = journal_url(database, self.database_password_file, self.folder)
+        found = journal_state(journal)
         if found.revision is not None:
             raise HomeExists(
                 f"database {found.name} holds the journal of a consortium already",
                 hint="give each consortium a database of its own",
             )
+        verify_journal_makeable(journal)
 
 
 def found_consortium(plan: FoundingPlan, now: datetime) -> CoordinatorHome:

@@ -29,7 +29,8 @@ class Homecoming:
     Guarantees:
         - A member that comes back within `absent_days` after the end of a finished study gets the state of its last round; one
           that is more than `results.KEPT_ROUNDS` rounds behind, or behind a change of keys, does not.
-        - After that, and at once where nobody is behind or the study did not finish, no ciphertext of it is left here.
+        - After that, and at once where nobody is behind or the study was stopped, no ciphertext of it is left here.
+        - Those of a study that failed are kept for `absent_days`: with their signed headers they show who said what.
         - Killed at any moment, another one on the same journal and folders goes on.
     """
 
@@ -42,17 +43,25 @@ class Homecoming:
         self._pauses: dict[str, float] = {}
 
     def look(
-        self, finished: Sequence[ProposedStudy], ended: Sequence[ProposedStudy], gave_up: Callable[[], bool]
+        self,
+        finished: Sequence[ProposedStudy],
+        stopped: Sequence[ProposedStudy],
+        gave_up: Callable[[], bool],
+        *,
+        failed: Sequence[ProposedStudy] = (),
     ) -> None:
         """Look after every study once, as far as something is due.
 
         Args:
             finished: Studies whose rounds are all over.
-            ended: Studies that were started, and ended before that.
+            stopped: Studies that were started, and that their author ended before that.
             gave_up: Whether something else is to be done by now.
+            failed: Studies that were started and failed.
         """
-        for study in ended:
+        for study in stopped:
             self._look_at(study, lambda study=study: self._settle(study, []))  # type: ignore[misc]
+        for study in failed:
+            self._look_at(study, lambda study=study: self._keep_for_a_while(study))  # type: ignore[misc]
         for study in finished:
             if gave_up():
                 return
@@ -67,16 +76,17 @@ class Homecoming:
             step()
         except Interrupted:
             pass
-        except Error as error:
+        except Exception as error:  # also of a disk: one study keeps no other one from what is due
             self._wait(session)
-            name = name_of(study)
-            self._log.warning("homecoming_waits", study=name, error_code=error.code, message=error.message)
+            code = error.code if isinstance(error, Error) else type(error).__name__
+            self._log.warning(
+                "homecoming_waits", study=name_of(study), error_code=code, message=str(error)[:1000]
+            )
 
     def _bring_home(self, study: ProposedStudy, gave_up: Callable[[], bool]) -> None:
         session = session_of(study)
         run = StudyRun(study, self._parts, may_go_on=lambda: True, gave_up=gave_up)
-        until = self._ended_at(session) + self._parts.absent_days * _DAY_SECONDS
-        if run.behind and self._now() < until:
+        if run.behind and self._now() < self._kept_until(session):
             try:
                 run.bring_home()
             finally:
@@ -85,6 +95,16 @@ class Homecoming:
                 self._wait(session)
                 return
         self._settle(study, run.behind)
+
+    def _keep_for_a_while(self, study: ProposedStudy) -> None:
+        session = session_of(study)
+        if self._now() < self._kept_until(session):
+            self._wait(session)
+        else:
+            self._settle(study, [])
+
+    def _kept_until(self, session: str) -> float:
+        return self._ended_at(session) + self._parts.absent_days * _DAY_SECONDS
 
     def _say(self, run: StudyRun) -> None:
         """Leave word for whoever looks at the study."""

@@ -247,12 +247,19 @@ class Journal:
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
+        at_commit = False
         try:
             with self._engine.begin() as connection:
                 if self._token:
                     self._verify_token(connection)
                 yield connection
+                at_commit = self._is_server
         except (SQLAlchemyError, OSError) as error:
+            if at_commit:
+                raise JournalNotWritable(
+                    f"database {self.name} may not have been written: {reason(error)}",
+                    hint="bring the database back, and look whether it was done before you try again",
+                ) from error
             raise JournalNotWritable(f"database {self.name} was not written: {reason(error)}") from error
 
     def _verify_token(self, connection: sa.Connection) -> None:

@@ -35,6 +35,15 @@ _LIBPQ = {  # https://www.postgresql.org/docs/15/libpq-connect.html
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,  # milliseconds
 }
+# What the server is asked for, where it knows it: to end a session in half a minute whose other end is gone, and a transaction in
+# which nothing more is heard. Either would keep its locks for hours, and so keep everybody else from writing.
+_SESSION = {
+    "tcp_keepalives_idle": "10",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "25s",
+    "idle_in_transaction_session_timeout": "30s",
+}
 _migrating = threading.Lock()  # alembic keeps what it works on in variables of its module
 
 
@@ -92,6 +101,7 @@ def open_engine(
 
     Guarantees:
         - What is committed is on the disk: an asynchronous commit is turned off where a server has it on.
+        - A server lets the locks of a process go within half a minute after its machine is gone.
     """
     try:
         if is_postgresql(url):
@@ -200,6 +210,10 @@ def _postgresql_engine(url: sa.URL, options: dict[str, Any]) -> sa.Engine:
         cursor.execute(
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
         )
+        for key, value in _SESSION.items():  # older servers do not know all of them
+            cursor.execute(
+                "SELECT set_config(name, %s, false) FROM pg_settings WHERE name = %s", (value, key)
+            )
         cursor.close()
         connection.commit()
 

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy.exc import SQLAlchemyError
 
-from hansa.coordinator.journal import EVENTS
+from hansa.coordinator.journal import EVENTS, METADATA
 from hansa.coordinator.journal_database import (
     is_postgresql,
     newest_revisions,
@@ -78,6 +78,24 @@ def verify_journal_writable(url: str) -> None:
             transaction.rollback()
     except (SQLAlchemyError, OSError) as error:
         raise JournalNotWritable(f"database {shown(parsed)} cannot be written: {reason(error)}") from error
+    finally:
+        engine.dispose()
+
+
+def verify_journal_makeable(url: str) -> None:
+    """Make the journal's tables in a transaction of a server that is taken back.
+
+    Raises:
+        DatabaseUnusable: This user may make no tables, or others of these names are there.
+        DriverMissing, JournalUnreachable: As `journal_state`.
+    """
+    parsed, engine = _opened(url)
+    try:
+        with engine.connect() as connection:
+            METADATA.create_all(connection, checkfirst=False)
+            connection.rollback()
+    except (SQLAlchemyError, OSError) as error:
+        raise opening_failure(parsed, error) from error
     finally:
         engine.dispose()
 

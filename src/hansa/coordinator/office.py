@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from datetime import datetime
+from pathlib import Path
 
 from cryptography import x509
 
@@ -14,7 +15,7 @@ from hansa.coordinator.registry import Registry
 from hansa.coordinator.renewals import Renewals
 from hansa.coordinator.revocations import Revocations
 from hansa.coordinator.service_certificates import ServiceCertificates, changing, make_ready, take_next
-from hansa.errors import AuthorityAbsent
+from hansa.errors import AuthorityAbsent, KeyFileUnsafe
 from hansa.federation.files import PRIVATE, make_folder, read_file, read_private_file, write_file
 from hansa.federation.tls_authority import from_pem, new_tls_key, to_pem
 from hansa.secure_agg.certificate_authority import CertificateAuthority
@@ -87,7 +88,7 @@ def renew_services(
         new_key: Whether it is for another key; what was certified for the old one is revoked then.
 
     Raises:
-        HomeMissing, KeyFileUnsafe: The present key or certificate cannot be read.
+        HomeMissing, KeyFileUnsafe: The present key or certificate cannot be read, or their folder is another user's.
         StoreNotWritable, JournalNotWritable: A disk is full.
 
     Guarantees:
@@ -96,6 +97,7 @@ def renew_services(
         - A coordinator that runs shows the new certificate to whoever connects, without a restart.
     """
     files, days = office.home.tls_files, office.home.settings.lifetimes.server_days
+    _verify_owner(files.key.parent)
     with changing(files):
         take_next(files, office.services)
         present = from_pem(read_file(files.certificate))
@@ -109,6 +111,15 @@ def renew_services(
             write_file(files.certificate, to_pem(certificate))
     office.revocations.publish(authority)
     office.journal.event("server_key_renewed" if new_key else "server_certificate_renewed")
+
+
+def _verify_owner(folder: Path) -> None:
+    """Refuse to leave files in a folder that its owner, as whom the daemon runs, could not read: those of root above all."""
+    if folder.exists() and folder.stat().st_uid != os.geteuid():
+        raise KeyFileUnsafe(
+            f"{str(folder)!r} belongs to another user than the one who runs this",
+            hint="run the command as the user of the coordinator's service, which then reads what it makes",
+        )
 
 
 def settle_services(office: Office) -> None:

@@ -69,7 +69,7 @@ class Renewals:
         if authority is None:
             raise EnrolmentPending(
                 f"the renewal of {name!r} waits for the admin",
-                hint="the admin runs `hansa participant renew` where the authority's key is kept",
+                hint="the admin runs `hansa participant renew NAME --authority DIR` with the authority's key",
             )
         return self.renew(name, authority)
 

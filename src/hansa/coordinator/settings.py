@@ -50,7 +50,7 @@ class Deadlines(Settings):
         default=30.0,
         ge=0,
         le=365,
-        description="days that the last state of a study is kept for members that were away",
+        description="days that a study's last state is kept for members that were away, and what is left of one that failed",
     )
 
 

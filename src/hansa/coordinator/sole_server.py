@@ -21,14 +21,6 @@ from hansa.coordinator.journal_database import LOCK_CLASS, SERVING
 from hansa.errors import JournalUnreachable, StoreInUse
 from hansa.federation.files import holding
 
-# So that the server notices in half a minute that a daemon's machine is gone, and lets its lock go; the default is two hours.
-_SESSION = {
-    "tcp_keepalives_idle": "10",
-    "tcp_keepalives_interval": "5",
-    "tcp_keepalives_count": "3",
-    "idle_session_timeout": "0",
-}
-
 
 class SoleServer:
     """Holds a journal for one coordinator; use as a context manager around all that serves.
@@ -130,9 +122,8 @@ class SoleServer:
         session = self._journal.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         session.detach()  # the pool never gives it to anybody else
         known = sa.table("pg_settings", sa.column("name"))  # older servers have no idle_session_timeout
-        for key, value in _SESSION.items():
-            setting = sa.select(sa.func.set_config(key, value, False)).select_from(known)
-            session.execute(setting.where(known.c.name == key))
+        setting = sa.select(sa.func.set_config(known.c.name, "0", False)).select_from(known)
+        session.execute(setting.where(known.c.name == "idle_session_timeout"))
         return session
 
     @staticmethod

@@ -42,7 +42,7 @@ class RunnerParts:
         exchange_seconds: Longest wait for the answers of one exchange.
         upload_seconds: Longest time of an upload.
         longest_pause_seconds: Longest pause before a study that waits is tried again.
-        absent_days: How long the last state of a finished study is kept for members that were away.
+        absent_days: How long a finished study's last state is kept for members that were away, and what is left of a failed one.
         metrics: What is counted.
     """
 

@@ -10,7 +10,7 @@ import time
 from hansa.coordinator.homecoming import Homecoming
 from hansa.coordinator.study_desk import ProposedStudy, StudyDesk
 from hansa.coordinator.study_run import RunnerParts, StudyRun
-from hansa.coordinator.study_states import OVER, Outcomes, State, state_of
+from hansa.coordinator.study_states import Outcomes, State, state_of
 from hansa.errors import (
     ConfigurationError,
     Error,
@@ -26,6 +26,7 @@ from hansa.secure_agg.certificates import utc_now
 
 _LOOK_SECONDS = 0.5
 _FIRST_PAUSE_SECONDS = 1.0
+_SAY_AGAIN_SECONDS = 60.0
 IDLE = "no study runs"
 # Whatever a member or the network does wrong is waited for; of these, waiting mends nothing.
 _FATAL = (ModelDivergence, TranscriptDivergence, StoreDamaged, InternalFailure, ConfigurationError)
@@ -56,6 +57,7 @@ class StudyRunner:
         self._looked_at, self._stopped = 0.0, False  # see `_is_stopped`
         self._wanted_at, self._wanted = 0.0, False  # see `_is_wanted`
         self._said = ""  # why a study waits, as it was noted last
+        self._told: dict[str, float] = {}  # which error of the runner itself was told when
         self.doing = IDLE
 
     def start(self) -> None:
@@ -84,10 +86,20 @@ class StudyRunner:
                 else:
                     self._look_after_the_ended()
             except Error as error:  # the journal itself does not answer
-                self._log.error("runner_failed", error_code=error.code, message=error.message)
+                if self._is_news(error.code):
+                    self._log.error("runner_failed", error_code=error.code, message=error.message)
             except Exception as error:
-                self._log.exception("runner_failed", kind=type(error).__name__)
+                if self._is_news(type(error).__name__):
+                    self._log.exception("runner_failed", kind=type(error).__name__)
             self._stopping.wait(_LOOK_SECONDS)
+
+    def _is_news(self, what: str) -> bool:
+        """Whether an error was not told in the last minute: a journal may be away for a week."""
+        now = time.monotonic()
+        if now - self._told.get(what, -_SAY_AGAIN_SECONDS) < _SAY_AGAIN_SECONDS:
+            return False
+        self._told[what] = now
+        return True
 
     def _next(self) -> ProposedStudy | None:
         """Give the study that runs, or the one that was started first of those that wait."""
@@ -101,9 +113,11 @@ class StudyRunner:
 
     def _look_after_the_ended(self) -> None:
         found = [(study, self._state(study)) for study in self._desk.all() if study.start is not None]
-        finished = [study for study, state in found if state == "finished"]
-        ended = [study for study, state in found if state in OVER and state != "finished"]
-        self._home.look(finished, ended, self._is_wanted)
+        finished, stopped, failed = (
+            [study for study, state in found if state == wanted]
+            for wanted in ("finished", "stopped", "failed")
+        )
+        self._home.look(finished, stopped, self._is_wanted, failed=failed)
 
     def _run_study(self, study: ProposedStudy) -> None:
         """Run one study until it is over, paused or stopped, or this process is to end."""
