@@ -41,7 +41,7 @@ def test_an_agent_that_is_killed_while_it_trains(consortium):
         number = consortium.rounds_done() + 1
         consortium.restart_agent("bank-1")
     goes_on(consortium, 2)
-    # Killed before it reserved the round, it has no part in its sum and catches up; afterwards the round is spent, whatever came of it.
+    # Killed before it reserved the round it has no part in its sum; afterwards the round is spent, whatever came of it.
     in_sums = {
         done for done in range(1, consortium.rounds_done() + 1) if "bank-1" in consortium.contributors(done)
     }
