@@ -69,7 +69,7 @@ def strict(tiny_study):
     return tiny_study.model_copy(update={"aggregation": aggregation})
 
 
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("mode", ["quorum", pytest.param("strict", marks=pytest.mark.slow)])
 def test_killed_at_any_write_the_study_ends_as_it_would_have(
     mode, after, houses, tiny_study, strict, tiny_bases, tiny, tmp_path

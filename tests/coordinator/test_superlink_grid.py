@@ -324,6 +324,7 @@ def test_a_node_that_stays_away_is_lost_after_a_while_and_at_once_afterwards(fle
     assert cluster.ask(3) == (answers_of(BANKS, 3), {})
 
 
+@pytest.mark.slow
 def test_a_superlink_that_does_not_come_back_costs_the_exchange_and_nothing_else(
     quick, clusters, monkeypatch
 ):

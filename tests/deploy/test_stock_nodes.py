@@ -66,6 +66,7 @@ def grids(small):
         grid.close()
 
 
+@pytest.mark.slow
 def test_a_study_goes_from_proposal_to_model_on_nodes_that_forget_everything_but_their_store(small, grids):
     proposal = small.propose()
     session = proposal.body.session_id.hex()

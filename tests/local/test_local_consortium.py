@@ -234,6 +234,7 @@ def test_whatever_happens_in_the_block_nothing_is_left(consortia, failure, durin
     assert_gone(consortium, processes, threads)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stuck_does_not_hold_up_the_end(consortia, monkeypatch):
     """The coordinator's deadline passes while a worker stands still."""
     monkeypatch.setattr(local, "DEADLINE_SECONDS", 2.0)

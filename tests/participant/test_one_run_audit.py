@@ -53,6 +53,7 @@ def test_the_studys_training_holds(study: Study, foundation: Any) -> None:
     verify_one_run(found)
 
 
+@pytest.mark.slow
 def test_no_false_alarm_in_ten_runs_with_little_noise(study: Study, foundation: Any) -> None:
     for seed in range(10):
         verify_one_run(run(study, foundation, sigma=8.0, random=SecretRandom(bytes([seed]) * 32)))

@@ -15,6 +15,7 @@ from hansa.reports.privacy_report import PrivacyReport
 typst = pytest.importorskip("typst")
 
 
+@pytest.mark.slow
 def test_a_pdf_is_made_and_its_bytes_depend_on_the_report_only(
     report: PrivacyReport, sound_folder: Path, tmp_path: Path
 ) -> None:
