@@ -230,7 +230,15 @@ def test_below_the_threshold_the_run_ends_with_the_reasons(house, kind):
         house.run()
 
 
-@pytest.mark.parametrize("kind", [*EPOCH, *QUORUM])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        kind
+        if kind in ("query.join", "train", "query.unmask")
+        else pytest.param(kind, marks=pytest.mark.slow)
+        for kind in (*EPOCH, *QUORUM)
+    ],
+)
 def test_members_that_never_answer_are_named_when_the_deadline_passes(house, tiny, kind):
     stuck = threading.Event()
     handlers = dict(house.grid._handlers)

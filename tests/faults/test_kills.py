@@ -65,6 +65,7 @@ def test_an_agent_that_is_killed_after_its_upload_and_before_its_release(consort
     goes_on(consortium, 2)
 
 
+@pytest.mark.slow
 def test_an_agent_that_is_killed_after_its_release(consortium):
     with consortium.stopped_at("bank-4", CHECKING):
         consortium.until(lambda: consortium.waits_for(CHECKING, "bank-4"), "releases")
@@ -72,6 +73,7 @@ def test_an_agent_that_is_killed_after_its_release(consortium):
     goes_on(consortium, 2)
 
 
+@pytest.mark.slow
 def test_the_superlink_is_killed(consortium):
     with consortium.stopped_at("bank-4", TRAINING):
         consortium.until(lambda: consortium.waits_for(TRAINING, "bank-4"), "uploads")
