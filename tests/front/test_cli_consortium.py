@@ -423,6 +423,10 @@ def test_authors_are_added_listed_and_revoked(desk):
 def test_as_processes_they_end_with_the_same_words_and_statuses(desk):
     desk.ask("bank-1")
     (desk.folder / "spoilt.json").write_text("{}")
+    desk.enrol("bank-2")
+    approved = desk.json("participant", "show", "bank-2")["fingerprint"]
+    join = ("participant", "join", "bank-2.invitation.json", "--fingerprint", desk.fingerprint, "--offline")
+    second = desk.json(*join, "--output", "second.json", home="q")["fingerprint"]
     for arguments, status, code in (
         (("participant", "list"), 0, ""),
         (
@@ -436,6 +440,12 @@ def test_as_processes_they_end_with_the_same_words_and_statuses(desk):
             "document_malformed",
         ),
         (("participant", "show", "nobody"), 2, "participant_unknown"),
+        (("participant", "approve", "bank-2", "--fingerprint", approved), 1, "already_approved"),
+        (
+            ("participant", "approve", "bank-2", "--fingerprint", second, "--request", "second.json"),
+            4,
+            "invitation_used",
+        ),
         (("participant", "revoke", "bank-1", "--reason", "x"), 2, "usage"),
         (("participant", "join", "--resume", "--home", "bank-1"), 69, "coordinator_unreachable"),
         (("consortium", "init", "northern", "--address", "127.0.0.1"), 78, "home_exists"),

@@ -144,6 +144,8 @@ def test_every_problem_of_the_data_is_listed_and_none_of_its_values(run: Run, ho
         "non_numeric_column",
         "invalid_label",
     }
+    (home / "clients.csv").write_text("")
+    assert failure(run("check", "cards", STUDY)) == (65, "data_unreadable")
 
 
 @pytest.mark.parametrize(

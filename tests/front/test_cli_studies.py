@@ -333,4 +333,14 @@ def test_commands_run_as_processes_of_their_own(offered):
     done = run("study", "approve", "tiny", "--yes", home="bank-1")
     assert (done.returncode, done.stderr) == (0, "")
     assert "approved tiny" in done.stdout
+    for side, arguments, status, code in (
+        ("bank-1", ("deny", "tiny", "--yes"), 1, "already_answered"),
+        ("bank-1", ("approve", "absent", "--yes"), 2, "study_unknown"),
+        ("coordinator", ("show", "absent"), 2, "study_unknown"),
+    ):
+        done = run("study", *arguments, home=side)
+        assert (done.returncode, done.stdout) == (status, "")
+        error, hint = done.stderr.strip().splitlines()[-2:]
+        assert error.endswith(f"[{code}]")
+        assert hint.startswith("hansa: hint: ")
     assert os.access(offered.site.place("bank-1") / "studies" / offered.site.session / "answer.json", os.R_OK)
